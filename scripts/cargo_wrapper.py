@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Runs cargo for meson.build: builds the plugin, or runs its tests."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+LIBRARY = "libgststreamdiffusion.so"
+
+
+def write_depfile(cargo_depfile: Path, depfile: Path, output: str) -> None:
+    """Cargo's depfile names its own file as what depends on the sources; meson's must name
+    the target of the build file, or Ninja would not run cargo again when a source changes."""
+    _, _, sources = cargo_depfile.read_text().partition(": ")
+    depfile.write_text(f"{output}: {sources}")
+
+
+def build(args: argparse.Namespace) -> None:
+    command = ["cargo", "build", "--release", "--lib"]
+    subprocess.run([*command, *args.cargo_options], cwd=args.source, check=True)
+    built = args.target / "release"
+    shutil.copy2(built / LIBRARY, args.output)
+    cargo_depfile = (built / LIBRARY).with_suffix(".d")
+    write_depfile(cargo_depfile, args.depfile, os.path.relpath(args.output))
+
+
+def test(args: argparse.Namespace) -> None:
+    subprocess.run(["cargo", "test", *args.cargo_options], cwd=args.source, check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["build", "test"])
+    parser.add_argument("--source", type=Path, required=True, help="where Cargo.toml is")
+    parser.add_argument("--target", type=Path, required=True, help="cargo's target folder")
+    parser.add_argument("--output", type=Path, help="where to put the plugin")
+    parser.add_argument("--depfile", type=Path, help="where to write what it depends on")
+    args = parser.parse_args()
+    args.cargo_options = ["--locked", "--target-dir", str(args.target)]
+    try:
+        {"build": build, "test": test}[args.command](args)
+    except FileNotFoundError as error:
+        print(f"{error.filename} is missing; is cargo in PATH?", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
