@@ -1,0 +1,114 @@
+//! The host device: f32 in main memory, plain loops that the compiler vectorises.
+
+mod tensor;
+
+pub use tensor::HostTensor;
+
+use super::{Coefficients, Device};
+use crate::error::{Error, Result};
+
+/// Tensors in main memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Host;
+
+impl Device for Host {
+    type Tensor = HostTensor;
+
+    fn upload(&self, shape: &[usize], data: &[f32]) -> HostTensor {
+        HostTensor::new(shape, data.to_vec())
+    }
+
+    fn stack(&self, mut parts: Vec<HostTensor>) -> HostTensor {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let mut shape = parts.first().map_or(vec![0], |part| part.shape().to_vec());
+        shape[0] = parts.iter().map(|part| part.shape()[0]).sum();
+        let data = parts.into_iter().flat_map(HostTensor::into_data).collect();
+        HostTensor::new(&shape, data)
+    }
+
+    fn unstack(&self, tensor: HostTensor) -> Vec<HostTensor> {
+        let mut shape = tensor.shape().to_vec();
+        let rows = std::mem::replace(&mut shape[0], 1);
+        if rows == 1 {
+            return vec![tensor];
+        }
+        let len = tensor.data().len() / rows.max(1);
+        tensor
+            .data()
+            .chunks(len.max(1))
+            .map(|row| HostTensor::new(&shape, row.to_vec()))
+            .collect()
+    }
+
+    fn same_shape(&self, a: &HostTensor, b: &HostTensor) -> bool {
+        a.shape() == b.shape()
+    }
+
+    fn cosine(&self, a: &HostTensor, b: &HostTensor) -> f32 {
+        // f64 sums: a Full HD frame has 6 million terms, where f32 accumulation loses the digits the filter reads.
+        let (mut ab, mut aa, mut bb) = (0f64, 0f64, 0f64);
+        for (x, y) in a.data().chunks(1024).zip(b.data().chunks(1024)) {
+            let (mut p, mut q, mut r) = ([0f32; 8], [0f32; 8], [0f32; 8]);
+            for (x, y) in x.chunks(8).zip(y.chunks(8)) {
+                for (i, (x, y)) in x.iter().zip(y).enumerate() {
+                    p[i] += x * y;
+                    q[i] += x * x;
+                    r[i] += y * y;
+                }
+            }
+            let sum = |v: [f32; 8]| v.iter().map(|x| f64::from(*x)).sum::<f64>();
+            ab += sum(p);
+            aa += sum(q);
+            bb += sum(r);
+        }
+        if aa == 0.0 && bb == 0.0 {
+            return 1.0;
+        }
+        (ab / (aa * bb).sqrt().max(1e-12)) as f32
+    }
+
+    fn add_noise(&self, a: f32, latents: &HostTensor, b: f32, noise: &HostTensor) -> HostTensor {
+        let mut out = latents.clone();
+        for frame in out.data_mut().chunks_mut(noise.data().len()) {
+            for (x, e) in frame.iter_mut().zip(noise.data()) {
+                *x = a * *x + b * e;
+            }
+        }
+        out
+    }
+
+    fn step(
+        &self,
+        k: Coefficients,
+        x: &mut HostTensor,
+        prediction: &HostTensor,
+        reference: Option<&HostTensor>,
+        noise: Option<&HostTensor>,
+    ) -> Result<()> {
+        let same = |t: &HostTensor| t.data().len() == x.data().len();
+        if !same(prediction) || !reference.is_none_or(same) {
+            return Err(Error::engine(
+                "unet",
+                "its output has another shape than its sample",
+            ));
+        }
+        for (x, m) in x.data_mut().iter_mut().zip(prediction.data()) {
+            *x = k.sample * *x + k.prediction * m;
+        }
+        if let Some(reference) = reference {
+            for (x, r) in x.data_mut().iter_mut().zip(reference.data()) {
+                *x += k.reference * r;
+            }
+        }
+        if let Some(noise) = noise {
+            for frame in x.data_mut().chunks_mut(noise.data().len()) {
+                for (x, e) in frame.iter_mut().zip(noise.data()) {
+                    *x += k.noise * e;
+                }
+            }
+        }
+        Ok(())
+    }
+}

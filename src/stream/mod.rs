@@ -1,0 +1,401 @@
+//! StreamDiffusion's stream (arXiv 2312.12491): pictures in, restyled pictures out, in order, `n·f − 1` frames later.
+//!
+//! Every U-Net call denoises all frames in flight at once, each at its own step (the stream batch). This file is the
+//! algorithm; its numbers come from [`schedule`], [`guidance`] and [`noise`], its arithmetic is a device's, its neural
+//! networks are a model's.
+
+pub mod guidance;
+pub mod noise;
+pub mod schedule;
+pub mod similarity;
+mod slot;
+#[cfg(test)]
+mod tests;
+mod timing;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+pub use guidance::{CfgType, Guidance};
+pub use similarity::Similarity;
+pub use slot::Shown;
+pub use timing::{Stage, StageTimes};
+
+use crate::device::Device;
+use crate::engine::{Denoise, Model};
+use crate::error::{Error, Result};
+use crate::model::SchedulerConfig;
+use guidance::Reference;
+use noise::TorchGenerator;
+use similarity::SimilarityFilter;
+use slot::{Plan, Progress, Slot, show};
+
+/// What may change from one frame to the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Length of the schedule that `t_index_list` indexes.
+    pub num_inference_steps: usize,
+    /// The steps each frame goes through: ascending indices, noisiest first.
+    pub t_index_list: Vec<usize>,
+    /// Guidance of all frames in flight.
+    pub guidance: Guidance,
+    /// Which noise to use.
+    pub seed: u64,
+    /// Whether noise is added again between steps.
+    pub add_noise: bool,
+    /// The similarity filter, if it is on.
+    pub similarity: Option<Similarity>,
+}
+
+/// Text embeddings `[1, L, D]` of the prompts in force.
+#[derive(Debug, Clone)]
+pub struct Conditioning<X> {
+    /// Of the prompt.
+    pub prompt: Arc<X>,
+    /// Of the negative prompt.
+    pub negative: Arc<X>,
+}
+
+/// How many frames went which way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames that entered the U-Net.
+    pub processed: u64,
+    /// Frames that the similarity filter skipped.
+    pub skipped: u64,
+}
+
+/// A running stream of frames of one size. `T` tags a frame on its way through.
+pub struct Stream<D: Device, T> {
+    device: D,
+    model: Arc<dyn Model<Tensor = D::Tensor>>,
+    scheduler: SchedulerConfig,
+    /// `[C, h, w]`.
+    latent: [usize; 3],
+    /// f, the frames that enter together.
+    frame_buffer_size: usize,
+    settings: Settings,
+    conditioning: Conditioning<D::Tensor>,
+    plan: Arc<Plan<D::Tensor>>,
+    /// Draws the image encoder's samples, where the model asks for them; goes on where the noise maps stopped.
+    posterior: TorchGenerator,
+    filter: SimilarityFilter,
+    /// Frames that wait for their group to be complete.
+    group: Vec<(D::Tensor, T)>,
+    /// Newest first.
+    slots: VecDeque<Slot<D::Tensor, T>>,
+    /// The group that entered last, as the similarity filter sees it.
+    last_entered: Option<D::Tensor>,
+    /// The pictures of the group that left last.
+    last_left: Vec<Arc<D::Tensor>>,
+    counters: Counters,
+    times: StageTimes,
+}
+
+impl<D: Device, T> Stream<D, T> {
+    /// A stream of pictures of `width` × `height` pixels, which must be what the model's limits allow, entering in
+    /// groups of `frame_buffer_size` ≥ 1.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] that names the property at fault.
+    pub fn new(
+        device: D,
+        model: Arc<dyn Model<Tensor = D::Tensor>>,
+        scheduler: SchedulerConfig,
+        (width, height): (usize, usize),
+        frame_buffer_size: usize,
+        settings: Settings,
+        conditioning: Conditioning<D::Tensor>,
+    ) -> Result<Self> {
+        let limits = model.limits();
+        limits.check_size(width, height)?;
+        let latent = [
+            limits.latent_channels,
+            height / limits.latent_scale,
+            width / limits.latent_scale,
+        ];
+        let (plan, posterior) = plan(&device, &scheduler, &settings, latent)?;
+        Ok(Self {
+            filter: SimilarityFilter::new(settings.seed),
+            device,
+            model,
+            scheduler,
+            latent,
+            frame_buffer_size: frame_buffer_size.max(1),
+            settings,
+            conditioning,
+            plan,
+            posterior,
+            group: Vec::new(),
+            slots: VecDeque::new(),
+            last_entered: None,
+            last_left: Vec::new(),
+            counters: Counters::default(),
+            times: StageTimes::default(),
+        })
+    }
+
+    /// Puts new settings in force from the next frame on. Frames in flight keep their steps and noise and take the new
+    /// guidance. On an error the old settings stay.
+    pub fn configure(&mut self, settings: &Settings) -> Result<()> {
+        let old = &self.settings;
+        if old == settings {
+            return Ok(());
+        }
+        if (old.num_inference_steps, &old.t_index_list, old.seed)
+            != (
+                settings.num_inference_steps,
+                &settings.t_index_list,
+                settings.seed,
+            )
+        {
+            (self.plan, self.posterior) =
+                plan(&self.device, &self.scheduler, settings, self.latent)?;
+        }
+        if old.seed != settings.seed {
+            self.filter = SimilarityFilter::new(settings.seed);
+        }
+        self.settings = settings.clone();
+        Ok(())
+    }
+
+    /// Puts new prompts in force for all frames in flight and to come.
+    pub fn set_conditioning(&mut self, conditioning: Conditioning<D::Tensor>) {
+        self.conditioning = conditioning;
+    }
+
+    /// Takes in one picture `[1, 3, H, W]` in [-1, 1]; gives the pictures that are ready, in the order of their frames.
+    pub fn submit(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
+        self.group.push((picture, tag));
+        if self.group.len() < self.frame_buffer_size {
+            return Ok(Vec::new());
+        }
+        self.submit_group()
+    }
+
+    /// Finishes all frames in flight, an incomplete group included, and gives their pictures.
+    pub fn drain(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
+        let mut shown = Vec::new();
+        if !self.group.is_empty() {
+            shown = self.submit_group()?;
+        }
+        while !self.slots.is_empty() {
+            shown.extend(self.advance()?);
+        }
+        Ok(shown)
+    }
+
+    /// Forgets all frames, as after a seek. Settings and prompts stay.
+    pub fn reset(&mut self) {
+        self.group.clear();
+        self.slots.clear();
+        self.last_entered = None;
+        self.last_left.clear();
+        self.filter.processed();
+    }
+
+    /// Frames between an input and its output when each frame is processed: n·f − 1.
+    pub fn delay(&self) -> usize {
+        self.plan.steps.len() * self.frame_buffer_size - 1
+    }
+
+    /// How many frames went which way since the stream began.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// How long the stages took lately.
+    pub fn times(&self) -> &StageTimes {
+        &self.times
+    }
+
+    fn submit_group(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
+        let (pictures, tags): (Vec<_>, Vec<T>) = self.group.drain(..).unzip();
+        let count = tags.len() as u64;
+        let pictures = self.device.stack(pictures);
+        if self.resembles_last(&pictures) {
+            self.counters.skipped += count;
+            // The slot that entered last is the newest one, if it is still in flight at all.
+            match self.slots.front_mut() {
+                Some(slot) => slot.shown_for.push(tags),
+                None => return Ok(show(&self.last_left, vec![tags])),
+            }
+        } else {
+            self.counters.processed += count;
+            self.enter(pictures, tags)?;
+        }
+        self.advance()
+    }
+
+    fn resembles_last(&mut self, pictures: &D::Tensor) -> bool {
+        match (self.settings.similarity, &self.last_entered) {
+            (Some(settings), Some(last)) if self.device.same_shape(pictures, last) => {
+                let cosine = self.device.cosine(pictures, last);
+                self.filter.skips(settings, cosine)
+            }
+            _ => {
+                self.filter.processed();
+                false
+            }
+        }
+    }
+
+    /// Encodes a group and noises it for the first step.
+    fn enter(&mut self, pictures: D::Tensor, tags: Vec<T>) -> Result<()> {
+        let sample = self.model.limits().samples_posterior.then(|| {
+            let [c, h, w] = self.latent;
+            let noise = self.posterior.randn(tags.len() * c * h * w);
+            self.device.upload(&[tags.len(), c, h, w], &noise)
+        });
+        let anchor = self.times.measure(Stage::Encode, || {
+            self.model.encode(&pictures, sample.as_ref())
+        })?;
+        let first = &self.plan.steps[0];
+        let x = self
+            .device
+            .add_noise(first.a as f32, &anchor, first.b as f32, &self.plan.noise[0]);
+        self.slots.push_front(Slot {
+            plan: self.plan.clone(),
+            anchor,
+            progress: Progress::Noisy { x, step: 0 },
+            shown_for: vec![tags],
+        });
+        self.last_entered = Some(pictures);
+        Ok(())
+    }
+
+    /// One step for every slot in flight, by one U-Net call; gives the pictures of the slots that are done.
+    fn advance(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
+        self.denoise()?;
+        self.decode()?;
+        let mut shown = Vec::new();
+        while let Some(Progress::Done { .. }) = self.slots.back().map(|slot| &slot.progress) {
+            let Some(slot) = self.slots.pop_back() else {
+                break;
+            };
+            if let Progress::Done { pictures } = slot.progress {
+                shown.extend(show(&pictures, slot.shown_for));
+                self.last_left = pictures;
+            }
+        }
+        Ok(shown)
+    }
+
+    /// The stream batch: one row group for each slot, and those that guidance adds.
+    fn denoise(&mut self) -> Result<()> {
+        let guidance = self.settings.guidance;
+        let Conditioning { prompt, negative } = &self.conditioning;
+        let mut rows = Vec::new();
+        let mut negative_rows = Vec::new();
+        for slot in &self.slots {
+            let Progress::Noisy { x, step } = &slot.progress else {
+                continue;
+            };
+            let row = |text| Denoise {
+                sample: x,
+                timestep: slot.plan.steps[*step].timestep,
+                text,
+            };
+            rows.push(row(&**prompt));
+            let entering = *step == 0;
+            if guidance.reference() == Reference::NegativePrediction
+                || (guidance.anchors_on_negative() && entering)
+            {
+                negative_rows.push(row(&**negative));
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let count = rows.len();
+        rows.append(&mut negative_rows);
+        let mut predictions = self
+            .times
+            .measure(Stage::Denoise, || self.model.denoise(&rows))?;
+        if predictions.len() != rows.len() {
+            return Err(Error::engine("unet", "gave fewer rows than it was given"));
+        }
+        let mut negatives = predictions.split_off(count).into_iter();
+
+        let mut predictions = predictions.into_iter();
+        for slot in &mut self.slots {
+            let Slot {
+                plan,
+                anchor,
+                progress,
+                ..
+            } = slot;
+            let Progress::Noisy { x, step } = progress else {
+                continue;
+            };
+            let Some(prediction) = predictions.next() else {
+                break;
+            };
+            let current = &plan.steps[*step];
+            let mut negative = None;
+            if guidance.anchors_on_negative() && *step == 0 {
+                if let Some(output) = negatives.next() {
+                    *anchor = x.clone();
+                    self.device.step(
+                        Guidance::negative_anchor(current),
+                        anchor,
+                        &output,
+                        None,
+                        None,
+                    )?;
+                }
+            } else if guidance.reference() == Reference::NegativePrediction {
+                negative = negatives.next();
+            }
+            let reference = match guidance.reference() {
+                Reference::None => None,
+                Reference::NegativePrediction => negative.as_ref(),
+                Reference::Anchor => Some(&*anchor),
+            };
+            let add_noise = self.settings.add_noise;
+            let k = guidance.coefficients(current, plan.steps.get(*step + 1), add_noise);
+            *step += 1;
+            let noise = plan.noise.get(*step).filter(|_| add_noise);
+            self.device.step(k, x, &prediction, reference, noise)?;
+        }
+        Ok(())
+    }
+
+    /// Turns slots that are through their last step into pictures.
+    fn decode(&mut self) -> Result<()> {
+        for slot in &mut self.slots {
+            if let Progress::Noisy { x, step } = &slot.progress
+                && *step == slot.plan.steps.len()
+            {
+                let pictures = self.times.measure(Stage::Decode, || self.model.decode(x))?;
+                let pictures = self.device.unstack(pictures);
+                slot.progress = Progress::Done {
+                    pictures: pictures.into_iter().map(Arc::new).collect(),
+                };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The plan that `settings` ask for, and the generator that drew its noise.
+fn plan<D: Device>(
+    device: &D,
+    scheduler: &SchedulerConfig,
+    settings: &Settings,
+    [c, h, w]: [usize; 3],
+) -> Result<(Arc<Plan<D::Tensor>>, TorchGenerator)> {
+    let steps = schedule::schedule(
+        scheduler,
+        settings.num_inference_steps,
+        &settings.t_index_list,
+    )?;
+    let mut generator = TorchGenerator::new(settings.seed);
+    let map = c * h * w;
+    let noise = generator
+        .randn(steps.len() * map)
+        .chunks(map)
+        .map(|map| device.upload(&[1, c, h, w], map))
+        .collect();
+    Ok((Arc::new(Plan { steps, noise }), generator))
+}

@@ -1,0 +1,422 @@
+//! The stream with scalar latents and a made-up U-Net, against the numbers of tools/reference/stream_scalar.py.
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::device::{Host, HostTensor};
+use crate::engine::Limits;
+
+/// One latent value per frame: the picture's first channel. The U-Net is `0.5·x + text − 0.0005·t`.
+#[derive(Default)]
+struct Scalar {
+    /// Rows of each U-Net call: timestep and text.
+    calls: Mutex<Vec<Vec<(u32, f32)>>>,
+}
+
+const LIMITS: Limits = Limits {
+    latent_channels: 1,
+    latent_scale: 1,
+    multiple: 1,
+    fixed_size: None,
+    samples_posterior: false,
+};
+const PROMPT: f32 = 0.2;
+const NEGATIVE: f32 = -0.1;
+
+impl Model for Scalar {
+    type Tensor = HostTensor;
+
+    fn limits(&self) -> &Limits {
+        &LIMITS
+    }
+
+    fn encode_text(&self, _: &str) -> Result<HostTensor> {
+        Ok(HostTensor::new(&[1, 1, 1], vec![PROMPT]))
+    }
+
+    fn encode(&self, pictures: &HostTensor, _: Option<&HostTensor>) -> Result<HostTensor> {
+        let data: Vec<f32> = pictures.data().iter().copied().step_by(3).collect();
+        Ok(HostTensor::new(&[data.len(), 1, 1, 1], data))
+    }
+
+    fn denoise(&self, rows: &[Denoise<'_, HostTensor>]) -> Result<Vec<HostTensor>> {
+        let call = rows.iter().map(|row| (row.timestep, row.text.data()[0]));
+        self.calls.lock().unwrap().push(call.collect());
+        Ok(rows
+            .iter()
+            .map(|row| {
+                let mut m = row.sample.clone();
+                for x in m.data_mut() {
+                    *x = 0.5 * *x + row.text.data()[0] - 0.0005 * row.timestep as f32;
+                }
+                m
+            })
+            .collect())
+    }
+
+    fn decode(&self, latents: &HostTensor) -> Result<HostTensor> {
+        let data = latents.data().iter().flat_map(|z| [*z; 3]).collect();
+        Ok(HostTensor::new(&[latents.data().len(), 3, 1, 1], data))
+    }
+}
+
+type TestStream = Stream<Host, usize>;
+
+fn settings(indices: &[usize], cfg_type: CfgType, scale: f64, delta: f64) -> Settings {
+    Settings {
+        num_inference_steps: 50,
+        t_index_list: indices.to_vec(),
+        guidance: Guidance {
+            cfg_type,
+            scale,
+            delta,
+        },
+        seed: 2,
+        add_noise: true,
+        similarity: None,
+    }
+}
+
+fn plain(indices: &[usize]) -> Settings {
+    settings(indices, CfgType::None, 1.0, 1.0)
+}
+
+fn stream(settings: Settings, f: usize, noise: &[f32]) -> (TestStream, Arc<Scalar>) {
+    let model = Arc::new(Scalar::default());
+    let text = |value| Arc::new(HostTensor::new(&[1, 1, 1], vec![value]));
+    let mut stream = Stream::new(
+        Host,
+        model.clone() as Arc<dyn Model<Tensor = HostTensor>>,
+        SchedulerConfig::default(),
+        (1, 1),
+        f,
+        settings,
+        Conditioning {
+            prompt: text(PROMPT),
+            negative: text(NEGATIVE),
+        },
+    )
+    .unwrap();
+    inject(&mut stream, noise);
+    (stream, model)
+}
+
+/// Replaces the noise that the seed stands for.
+fn inject(stream: &mut TestStream, noise: &[f32]) {
+    let map = |e: &f32| HostTensor::new(&[1, 1, 1, 1], vec![*e]);
+    stream.plan = Arc::new(Plan {
+        steps: stream.plan.steps.clone(),
+        noise: noise.iter().map(map).collect(),
+    });
+}
+
+fn picture(z: f32) -> HostTensor {
+    HostTensor::new(&[1, 3, 1, 1], vec![z; 3])
+}
+
+fn values(shown: Vec<Shown<HostTensor, usize>>) -> Vec<(usize, f32)> {
+    shown
+        .iter()
+        .map(|shown| (shown.tag, shown.picture.data()[0]))
+        .collect()
+}
+
+fn assert_close(shown: &[(usize, f32)], expected: &[f32], what: &str) {
+    assert_eq!(shown.len(), expected.len(), "{what}: {shown:?}");
+    for (frame, ((tag, value), expected)) in shown.iter().zip(expected).enumerate() {
+        assert_eq!(*tag, frame, "{what}");
+        assert!(
+            (value - expected).abs() < 2e-5,
+            "{what}, frame {frame}: {value}, not {expected}"
+        );
+    }
+}
+
+const INPUTS: [f32; 4] = [1.0, 0.8, 0.6, 0.4];
+
+fn run(stream: &mut TestStream) -> Vec<(usize, f32)> {
+    let mut shown = Vec::new();
+    for (tag, z) in INPUTS.into_iter().enumerate() {
+        shown.extend(values(stream.submit(picture(z), tag).unwrap()));
+    }
+    shown.extend(values(stream.drain().unwrap()));
+    shown
+}
+
+type Golden = (&'static [usize], &'static [f32], [[f32; 4]; 4]);
+
+/// Modes none, full (1.2), self (1.2, 0.5), initialize (1.2, 0.5).
+const WITH_NOISE: [Golden; 3] = [
+    (
+        &[32, 45],
+        &[0.3, -0.7],
+        [
+            [0.434628, 0.326741, 0.218855, 0.110968],
+            [0.362965, 0.255078, 0.147192, 0.039305],
+            [0.303123, 0.219449, 0.135776, 0.052102],
+            [0.279471, 0.182206, 0.084941, -0.012324],
+        ],
+    ),
+    (
+        &[22, 32, 45],
+        &[0.3, -0.7, 0.5],
+        [
+            [0.250998, 0.191249, 0.1315, 0.071751],
+            [0.115337, 0.055588, -0.004161, -0.063911],
+            [0.04795, 0.029488, 0.011025, -0.007437],
+            [-0.111181, -0.152086, -0.192991, -0.233897],
+        ],
+    ),
+    (
+        &[35],
+        &[0.3],
+        [
+            [0.808254, 0.672115, 0.535975, 0.399836],
+            [0.758463, 0.622323, 0.486184, 0.350044],
+            [0.745009, 0.621642, 0.498275, 0.374907],
+            [0.739288, 0.609535, 0.479781, 0.350028],
+        ],
+    ),
+];
+
+/// The same without noise added between steps.
+const WITHOUT_NOISE: [Golden; 2] = [
+    (
+        &[32, 45],
+        &[0.3, -0.7],
+        [
+            [0.635135, 0.527248, 0.419362, 0.311475],
+            [0.563472, 0.455585, 0.347699, 0.239812],
+            [0.519814, 0.436141, 0.352467, 0.268794],
+            [0.496162, 0.398897, 0.301632, 0.204367],
+        ],
+    ),
+    (
+        &[22, 32, 45],
+        &[0.3, -0.7, 0.5],
+        [
+            [0.491856, 0.432107, 0.372358, 0.312609],
+            [0.356195, 0.296446, 0.236697, 0.176948],
+            [0.326757, 0.308295, 0.289833, 0.27137],
+            [0.167626, 0.126721, 0.085816, 0.04491],
+        ],
+    ),
+];
+
+const MODES: [(CfgType, f64, f64); 4] = [
+    (CfgType::None, 1.0, 1.0),
+    (CfgType::Full, 1.2, 1.0),
+    (CfgType::SelfNegative, 1.2, 0.5),
+    (CfgType::Initialize, 1.2, 0.5),
+];
+
+#[test]
+fn golden_numbers_in_every_mode_and_group_size() {
+    let with = WITH_NOISE.iter().map(|golden| (golden, true));
+    let without = WITHOUT_NOISE.iter().map(|golden| (golden, false));
+    for (&(indices, noise, expected), add_noise) in with.chain(without) {
+        for (mode, expected) in MODES.iter().zip(expected) {
+            // Groups of 1 to 5: also one that four frames do not fill.
+            for f in 1..=5 {
+                let mut settings = settings(indices, mode.0, mode.1, mode.2);
+                settings.add_noise = add_noise;
+                let (mut stream, _) = stream(settings, f, noise);
+                let what = format!("{indices:?} {mode:?} f={f} add_noise={add_noise}");
+                assert_close(&run(&mut stream), &expected, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn guidance_of_one_is_no_guidance() {
+    for (cfg_type, _, delta) in MODES {
+        let (mut stream, model) =
+            stream(settings(&[32, 45], cfg_type, 1.0, delta), 1, &[0.3, -0.7]);
+        assert_close(&run(&mut stream), &WITH_NOISE[0].2[0], "scale 1");
+        assert!(
+            model
+                .calls
+                .lock()
+                .unwrap()
+                .iter()
+                .flatten()
+                .all(|row| row.1 == PROMPT)
+        );
+    }
+}
+
+#[test]
+fn one_call_holds_every_slot_at_its_own_step() {
+    let (mut full, model) = stream(
+        settings(&[32, 45], CfgType::Full, 1.2, 1.0),
+        1,
+        &[0.3, -0.7],
+    );
+    run(&mut full);
+    let calls = model.calls.lock().unwrap();
+    assert_eq!(calls[0], [(359, PROMPT), (359, NEGATIVE)]);
+    assert_eq!(
+        calls[1],
+        [(359, PROMPT), (99, PROMPT), (359, NEGATIVE), (99, NEGATIVE)]
+    );
+    assert_eq!(
+        calls.len(),
+        INPUTS.len() + 1,
+        "one call a frame, one to drain"
+    );
+
+    let initialize = settings(&[32, 45], CfgType::Initialize, 1.2, 1.0);
+    let (mut stream, model) = stream(initialize, 1, &[0.3, -0.7]);
+    run(&mut stream);
+    let calls = model.calls.lock().unwrap();
+    assert_eq!(calls[1], [(359, PROMPT), (99, PROMPT), (359, NEGATIVE)]);
+    assert_eq!(calls[4], [(99, PROMPT)], "draining adds no negative row");
+}
+
+#[test]
+fn delay_is_steps_times_group_less_one() {
+    for (indices, f) in [(&[32][..], 1), (&[32, 45], 1), (&[22, 32, 45], 2)] {
+        let (mut stream, _) = stream(plain(indices), f, &[0.1, 0.2, 0.3][..indices.len()]);
+        let delay = indices.len() * f - 1;
+        assert_eq!(stream.delay(), delay);
+        let first = (0..).find(|tag| !stream.submit(picture(0.0), *tag).unwrap().is_empty());
+        assert_eq!(first, Some(delay));
+    }
+}
+
+/// Frames keep the steps and the noise they entered with, whatever the list changes to, and leave in order.
+#[test]
+fn changing_the_steps_never_disturbs_frames_in_flight() {
+    let lists: [(&[usize], &[f32], usize); 3] = [
+        (&[32, 45], &[0.3, -0.7], 0),
+        (&[22, 32, 45], &[0.3, -0.7, 0.5], 1),
+        (&[35], &[0.3], 2),
+    ];
+    for from in lists {
+        for to in lists {
+            let (mut stream, _) = stream(plain(from.0), 1, from.1);
+            let mut shown = Vec::new();
+            for (tag, z) in INPUTS.into_iter().enumerate() {
+                if tag == 2 {
+                    stream.configure(&plain(to.0)).unwrap();
+                    inject(&mut stream, to.1);
+                }
+                shown.extend(values(stream.submit(picture(z), tag).unwrap()));
+            }
+            shown.extend(values(stream.drain().unwrap()));
+            let expected = [(from, 0), (from, 1), (to, 2), (to, 3)]
+                .map(|(list, frame)| WITH_NOISE[list.2].2[0][frame]);
+            assert_close(&shown, &expected, &format!("{:?} to {:?}", from.0, to.0));
+        }
+    }
+}
+
+#[test]
+fn bad_settings_leave_the_old_ones_in_force() {
+    let (mut stream, _) = stream(plain(&[32, 45]), 1, &[0.3, -0.7]);
+    assert!(stream.configure(&plain(&[45, 32])).is_err());
+    assert!(stream.configure(&plain(&[50])).is_err());
+    assert_close(&run(&mut stream), &WITH_NOISE[0].2[0], "after errors");
+}
+
+fn still(max_skip: u32) -> Settings {
+    Settings {
+        similarity: Some(Similarity {
+            threshold: 0.5,
+            max_skip,
+        }),
+        ..plain(&[32, 45])
+    }
+}
+
+/// A picture that stands still is skipped, yet the frame in flight is finished; then nothing runs.
+#[test]
+fn skipped_frames_advance_those_in_flight_and_share_their_picture() {
+    let (mut stream, model) = stream(still(10), 1, &[0.3, -0.7]);
+    let mut submit = |tag| stream.submit(picture(1.0), tag).unwrap();
+    assert!(submit(0).is_empty());
+    let shown = submit(1);
+    assert!(Arc::ptr_eq(&shown[0].picture, &shown[1].picture));
+    assert_close(&values(shown), &[0.434628; 2], "both at once");
+    let calls = model.calls.lock().unwrap().len();
+    assert_eq!(calls, 2);
+    for tag in 2..10 {
+        let shown = submit(tag);
+        assert_eq!(shown.len(), 1);
+        assert_eq!(shown[0].tag, tag);
+    }
+    assert_eq!(model.calls.lock().unwrap().len(), calls, "nothing ran");
+    assert_eq!(
+        stream.counters(),
+        Counters {
+            processed: 1,
+            skipped: 9
+        }
+    );
+}
+
+/// With gaps between the slots every frame still comes out once, in order, right.
+#[test]
+fn frames_around_skips_come_out_right_and_in_order() {
+    for f in 1..=3 {
+        let (mut stream, _) = stream(still(2), f, &[0.3, -0.7]);
+        // Opposite signs never resemble each other; equal values always do.
+        let inputs: Vec<f32> = (0..24)
+            .map(|i| if i / 5 % 2 == 0 { 1.0 } else { -1.0 })
+            .collect();
+        let mut shown = Vec::new();
+        for (tag, z) in inputs.iter().enumerate() {
+            shown.extend(values(stream.submit(picture(*z), tag).unwrap()));
+        }
+        shown.extend(values(stream.drain().unwrap()));
+        let alone = |z: f32| {
+            let (mut stream, _) = self::stream(plain(&[32, 45]), 1, &[0.3, -0.7]);
+            stream.submit(picture(z), 0).unwrap();
+            values(stream.drain().unwrap())[0].1
+        };
+        let (up, down) = (alone(1.0), alone(-1.0));
+        for (frame, (tag, value)) in shown.iter().enumerate() {
+            assert_eq!(*tag, frame, "f={f}");
+            let expected = if inputs[frame] > 0.0 { up } else { down };
+            // A group that mixes both resembles a uniform one only in part; single frames are exact.
+            if f == 1 {
+                assert!((value - expected).abs() < 1e-5, "frame {frame}");
+            }
+        }
+        assert_eq!(shown.len(), 24, "f={f}");
+    }
+}
+
+#[test]
+fn reset_forgets_frames_but_not_settings() {
+    let (mut stream, _) = stream(plain(&[22, 32, 45]), 2, &[0.3, -0.7, 0.5]);
+    for tag in 0..5 {
+        stream.submit(picture(9.0), tag).unwrap();
+    }
+    stream.reset();
+    assert!(stream.drain().unwrap().is_empty());
+    assert_close(&run(&mut stream), &WITH_NOISE[1].2[0], "after a reset");
+}
+
+#[test]
+fn sizes_the_model_cannot_do_are_refused() {
+    let limits = Limits {
+        multiple: 64,
+        ..LIMITS
+    };
+    assert!(limits.check_size(128, 64).is_ok());
+    for (size, property) in [((100, 64), "width"), ((64, 0), "height")] {
+        let error = limits.check_size(size.0, size.1).unwrap_err().to_string();
+        assert!(error.contains(property) && error.contains("64"), "{error}");
+    }
+    let fixed = Limits {
+        fixed_size: Some((512, 512)),
+        ..LIMITS
+    };
+    let error = fixed.check_size(512, 256).unwrap_err().to_string();
+    assert!(
+        error.contains("height") && error.contains("512x512"),
+        "{error}"
+    );
+}

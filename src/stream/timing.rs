@@ -1,0 +1,67 @@
+//! How long the stages of a frame take.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// The stages that cost time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Image encoder.
+    Encode,
+    /// U-Net, all rows.
+    Denoise,
+    /// Image decoder.
+    Decode,
+}
+
+/// Durations kept per stage: about ten seconds of video.
+const KEPT: usize = 256;
+
+/// The last durations of each stage.
+#[derive(Debug, Clone, Default)]
+pub struct StageTimes([VecDeque<Duration>; 3]);
+
+impl StageTimes {
+    /// Runs `work` and notes how long it took as `stage`.
+    pub fn measure<R>(&mut self, stage: Stage, work: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let result = work();
+        let durations = &mut self.0[stage as usize];
+        if durations.len() == KEPT {
+            durations.pop_front();
+        }
+        durations.push_back(start.elapsed());
+        result
+    }
+
+    /// The `share` quantile (0.5: the median) of the durations of `stage` kept, zero when there are none.
+    pub fn quantile(&self, stage: Stage, share: f64) -> Duration {
+        let mut durations: Vec<_> = self.0[stage as usize].iter().copied().collect();
+        durations.sort_unstable();
+        let index = (durations.len().saturating_sub(1) as f64 * share).round() as usize;
+        durations.get(index).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_of_what_was_measured() {
+        let mut times = StageTimes::default();
+        assert_eq!(times.quantile(Stage::Encode, 0.5), Duration::ZERO);
+        times.0[0].extend((1..=100).map(Duration::from_millis));
+        assert_eq!(
+            times.quantile(Stage::Encode, 0.5),
+            Duration::from_millis(51)
+        );
+        assert_eq!(
+            times.quantile(Stage::Encode, 0.95),
+            Duration::from_millis(95)
+        );
+        assert_eq!(times.quantile(Stage::Denoise, 0.5), Duration::ZERO);
+        assert_eq!(times.measure(Stage::Denoise, || 7), 7);
+        assert_eq!(times.0[Stage::Denoise as usize].len(), 1);
+    }
+}
