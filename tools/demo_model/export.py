@@ -37,6 +37,22 @@ SCHEDULER = {
     "trained_betas": None,
 }
 
+DEFAULTS = """name = "Demo styles"
+license = "MIT OR Apache-2.0"
+source = "tools/demo_model, procedurally generated pictures only"
+
+[defaults]
+prompt = "neon lights, glowing edges"
+steps = 2
+strength = 0.36
+guidance_scale = 1.0
+cfg_type = "none"
+size = 256
+
+[limits]
+multiple = 32
+"""
+
 
 def load(work, stage="unet"):
     """-> dict of the trained modules and the tokenizer, ready for inference."""
@@ -127,3 +143,4 @@ def export(nets, tok, out):
         "scheduler": ["diffusers", "LCMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"], "unet": ["diffusers", "UNet2DConditionModel"],
         "vae_encoder": ["diffusers", "AutoencoderTiny"], "vae_decoder": ["diffusers", "AutoencoderTiny"]})
+    (out / "streamdiffusion.toml").write_text(DEFAULTS)

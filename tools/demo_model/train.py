@@ -161,7 +161,8 @@ def draw_sample(rng, d):
 
 
 def stage_unet(args):
-    """Trains the U-Net and the text encoder together.
+    """Trains the U-Net and the text encoder together; the decoder goes on
+    learning, now from the U-Net's latents (the encoder stays as it is).
 
     The plain latent is noised to a timestep of 20..440 and the network has to
     give the styled latent. A part of each batch starts instead from a mix of
@@ -173,7 +174,7 @@ def stage_unet(args):
     tok = words.build_tokenizer()
     nets = {"unet": UNet(), "text": words.TextEncoder(tok.get_vocab_size())}
     sets = stage_latents(args)
-    decoder = stage_ae(args)["decoder"].requires_grad_(False)
+    nets["decoder"] = stage_ae(args)["decoder"]
     alpha = alphas()
     replay = {}
 
@@ -204,7 +205,7 @@ def stage_unet(args):
         out = nets["unet"](noisy, t.long().float(), nets["text"](ids))
         loss = torch.nn.functional.l1_loss(out, goal)
         some = slice(0, 2) if large else slice(2, 10)  # these are compared as pictures too
-        seen = picture_loss(decoder(out[some]), to_tensor(pictures[some]))
+        seen = picture_loss(nets["decoder"](out[some]), to_tensor(pictures[some]))
         if not large:
             # the last ones of the batch started from the plain latent
             replay.update(
