@@ -1,6 +1,7 @@
 //! Engines: a model folder's components made runnable on a device.
 
-// pub mod onnxruntime;
+pub mod onnxruntime;
+pub mod shared;
 
 use crate::error::{Error, Result};
 

@@ -1,0 +1,296 @@
+//! The four components of a model folder: where they are, and which input of their graphs plays which role.
+//!
+//! Exporters name inputs and outputs as they like, so roles are read from types and shapes; names only decide where
+//! those leave a choice.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::graph::{Graph, Port};
+use super::read;
+use crate::error::{Error, Result};
+
+/// A part of a diffusion model with a graph of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Component {
+    /// Token ids to text embedding.
+    TextEncoder,
+    /// Noisy latent, timestep and text embedding to prediction.
+    Unet,
+    /// Picture to latent.
+    VaeEncoder,
+    /// Latent to picture.
+    VaeDecoder,
+}
+
+impl Component {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [
+        Self::TextEncoder,
+        Self::Unet,
+        Self::VaeEncoder,
+        Self::VaeDecoder,
+    ];
+
+    /// Its folder in the model folder.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::TextEncoder => "text_encoder",
+            Self::Unet => "unet",
+            Self::VaeEncoder => "vae_encoder",
+            Self::VaeDecoder => "vae_decoder",
+        }
+    }
+}
+
+impl std::fmt::Display for Component {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.folder())
+    }
+}
+
+/// What an input is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Token ids `[batch, L]`.
+    TokenIds,
+    /// Ones `[batch, L]`: Stable Diffusion attends to padding too.
+    AttentionMask,
+    /// 0…L-1, `[batch, L]`.
+    PositionIds,
+    /// The tensor that is transformed `[batch, C, H, W]`.
+    Sample,
+    /// The timestep: one number, or one for each row.
+    Timestep,
+    /// Text embedding `[batch, L, D]`.
+    Text,
+}
+
+/// The keys of `config.json` that are used. All optional: exports by diffusers' first script have no `config.json`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Config {
+    /// Text encoder: longest text in tokens.
+    pub max_position_embeddings: Option<usize>,
+    /// Text encoder: number of tokens it knows.
+    pub vocab_size: Option<usize>,
+    /// U-Net, VAE: channels of each block, finest first.
+    pub block_out_channels: Option<Vec<usize>>,
+    /// U-Net: channels of a latent, with whatever else it is given beside it.
+    pub in_channels: Option<usize>,
+    /// VAE: channels of a latent.
+    pub latent_channels: Option<usize>,
+    /// VAE: factor of latents between it and the U-Net.
+    pub scaling_factor: Option<f64>,
+    /// VAE: what is subtracted from latents before they are scaled.
+    pub shift_factor: Option<f64>,
+}
+
+/// One component, found and checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ComponentFile {
+    /// Which it is.
+    pub component: Component,
+    /// Its `model.onnx`.
+    pub path: PathBuf,
+    /// That file's header.
+    pub graph: Graph,
+    /// Its `config.json`.
+    pub config: Config,
+    /// Every input of the graph, with its role.
+    pub inputs: Vec<(Role, Port)>,
+    /// The output that is used.
+    pub output: Port,
+}
+
+impl ComponentFile {
+    /// Finds and checks `component` in the model folder at `folder`.
+    pub(super) fn open(folder: &Path, component: Component) -> Result<Self> {
+        let folder = folder.join(component.folder());
+        if !folder.is_dir() {
+            return Err(Error::not_found(
+                &folder,
+                format!("no such folder, expected the model's {component}"),
+            ));
+        }
+        let config_path = folder.join("config.json");
+        let config: Config = read::json_or_default(&config_path, read::CONFIG_LIMIT)?;
+        config
+            .check()
+            .map_err(|what| Error::invalid(&config_path, what))?;
+        let path = folder.join("model.onnx");
+        if !path.exists() {
+            return Err(Error::not_found(
+                &path,
+                format!("no such file, expected the graph of the model's {component}"),
+            ));
+        }
+        let graph = Graph::open(&path)?;
+        let (inputs, output) = match component {
+            Component::TextEncoder => text_encoder(&graph),
+            Component::Unet => unet(&graph),
+            Component::VaeEncoder => vae(&graph, Some(3), None),
+            Component::VaeDecoder => vae(&graph, None, Some(3)),
+        }
+        .map_err(|what| Error::invalid(&path, what))?;
+        Ok(Self {
+            component,
+            path,
+            graph,
+            config,
+            inputs,
+            output,
+        })
+    }
+
+    /// The input that plays `role`, if the graph has one.
+    pub fn input(&self, role: Role) -> Option<&Port> {
+        self.inputs
+            .iter()
+            .find(|(r, _)| *r == role)
+            .map(|(_, port)| port)
+    }
+
+    /// The number of rows a call must have, where the graph fixes it.
+    pub fn batch(&self) -> Option<usize> {
+        let rows = |(role, port): &(Role, Port)| match role {
+            Role::Timestep => None,
+            _ => port.fixed(0),
+        };
+        self.inputs
+            .iter()
+            .find_map(rows)
+            .or_else(|| self.output.fixed(0))
+    }
+}
+
+impl Config {
+    fn check(&self) -> std::result::Result<(), String> {
+        for (key, value, max) in [
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                4096,
+            ),
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("in_channels", self.in_channels, 1 << 16),
+            ("latent_channels", self.latent_channels, 1 << 10),
+        ] {
+            if let Some(v) = value.filter(|v| !(1..=max).contains(v)) {
+                return Err(format!("{key} is {v}, expected 1 to {max}"));
+            }
+        }
+        if let Some(blocks) = &self.block_out_channels
+            && !(1..=8).contains(&blocks.len())
+        {
+            return Err(format!(
+                "block_out_channels has {} values, expected 1 to 8",
+                blocks.len()
+            ));
+        }
+        if let Some(v) = self.scaling_factor.filter(|v| !(v.is_finite() && *v > 0.0)) {
+            return Err(format!(
+                "scaling_factor is {v}, expected a finite number above 0"
+            ));
+        }
+        if let Some(v) = self.shift_factor.filter(|v| !v.is_finite()) {
+            return Err(format!("shift_factor is {v}, expected a finite number"));
+        }
+        Ok(())
+    }
+}
+
+type Roles = std::result::Result<(Vec<(Role, Port)>, Port), String>;
+
+/// Gives every input its role; one that has none, or plays one that is taken, is an error.
+fn roles(
+    graph: &Graph,
+    needed: &[Role],
+    role: impl Fn(&Port) -> Option<Role>,
+) -> std::result::Result<Vec<(Role, Port)>, String> {
+    let mut found: Vec<(Role, Port)> = Vec::new();
+    for port in &graph.inputs {
+        match role(port) {
+            Some(r) if found.iter().all(|(other, _)| *other != r) => {
+                found.push((r, port.clone()));
+            }
+            _ => return Err(format!("unsupported: it wants the input {port}")),
+        }
+    }
+    for r in needed {
+        if found.iter().all(|(other, _)| other != r) {
+            let what = match r {
+                Role::TokenIds => "an integer input of token ids [batch, length]",
+                Role::Sample => "a float input [batch, channels, height, width]",
+                Role::Timestep => "an input for the timestep, of 0 or 1 dimensions",
+                Role::Text => "a float input of text embeddings [batch, length, width]",
+                Role::AttentionMask | Role::PositionIds => "another input",
+            };
+            return Err(format!("expected {what}, found none"));
+        }
+    }
+    Ok(found)
+}
+
+fn output(graph: &Graph, rank: usize, names: &[&str]) -> std::result::Result<Port, String> {
+    let fits = |p: &&Port| p.dtype.is_float() && p.rank() == rank;
+    let named = |p: &&Port| names.contains(&p.name.as_str());
+    let mut fitting = graph.outputs.iter().filter(fits);
+    graph
+        .outputs
+        .iter()
+        .filter(fits)
+        .find(named)
+        .or_else(|| fitting.next())
+        .cloned()
+        .ok_or_else(|| format!("expected a float output of {rank} dimensions, found none"))
+}
+
+fn text_encoder(graph: &Graph) -> Roles {
+    let inputs = roles(graph, &[Role::TokenIds], |p| {
+        if !p.dtype.is_integer() || p.rank() != 2 {
+            return None;
+        }
+        Some(match p.name.as_str() {
+            "attention_mask" => Role::AttentionMask,
+            "position_ids" => Role::PositionIds,
+            _ => Role::TokenIds,
+        })
+    })?;
+    Ok((inputs, output(graph, 3, &["last_hidden_state"])?))
+}
+
+fn unet(graph: &Graph) -> Roles {
+    let inputs = roles(
+        graph,
+        &[Role::Sample, Role::Timestep, Role::Text],
+        |p| match p.rank() {
+            4 if p.dtype.is_float() => Some(Role::Sample),
+            3 if p.dtype.is_float() => Some(Role::Text),
+            0 | 1 if p.dtype.is_float() || p.dtype.is_integer() => Some(Role::Timestep),
+            _ => None,
+        },
+    )?;
+    Ok((inputs, output(graph, 4, &["out_sample"])?))
+}
+
+/// A graph from pictures or latents to the other, whose channels are known on one side.
+fn vae(graph: &Graph, channels_in: Option<usize>, channels_out: Option<usize>) -> Roles {
+    let inputs = roles(graph, &[Role::Sample], |p| {
+        (p.dtype.is_float() && p.rank() == 4).then_some(Role::Sample)
+    })?;
+    let output = output(graph, 4, &["latent_parameters", "latent_sample", "sample"])?;
+    for (port, channels, what) in [
+        (&inputs[0].1, channels_in, "input"),
+        (&output, channels_out, "output"),
+    ] {
+        if let (Some(found), Some(expected)) = (port.fixed(1), channels)
+            && found != expected
+        {
+            return Err(format!(
+                "its {what} {port} has {found} channels, expected {expected}"
+            ));
+        }
+    }
+    Ok((inputs, output))
+}

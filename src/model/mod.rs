@@ -1,0 +1,373 @@
+//! Model folders: the layout that Optimum and diffusers' ONNX export write, read with care.
+//!
+//! A folder is untrusted input. [`ModelFolder::open`] checks everything that can be checked without running a graph
+//! (layout, configurations, graph headers, the files they point to, the tokenizer), reads no weights, and says which
+//! file is at fault and what was expected.
+
+mod component;
+mod graph;
+mod manifest;
+mod read;
+mod scheduler;
+mod tokenizer;
+mod wire;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+pub use component::{Component, ComponentFile, Config, Role};
+pub use graph::{Dtype, Graph, Port};
+pub use manifest::{Defaults, Manifest, ManifestLimits, Posterior, VaeOptions};
+pub use scheduler::{BetaSchedule, PredictionType, SchedulerConfig};
+pub use tokenizer::Tokenizer;
+
+use crate::error::{Error, Result};
+
+/// Latent scaling of Stable Diffusion 1 and 2, for folders without VAE configurations.
+const SCALING_FACTOR: f64 = 0.18215;
+/// Blocks of Stable Diffusion's U-Net and VAE, for folders without configurations.
+const BLOCKS: usize = 4;
+
+/// A model folder, opened and checked.
+#[derive(Debug)]
+pub struct ModelFolder {
+    path: PathBuf,
+    scheduler: SchedulerConfig,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    components: [ComponentFile; 4],
+    scaling_factor: f64,
+    shift_factor: f64,
+    latent_channels: usize,
+    latent_scale: usize,
+    gives_posterior: bool,
+    fixed_size: Option<(usize, usize)>,
+}
+
+impl ModelFolder {
+    /// Opens the model folder at `path`. Takes milliseconds and little memory, whatever the size of the weights.
+    pub fn open(path: &Path) -> Result<Self> {
+        match std::fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => {
+                return Err(Error::invalid(
+                    path,
+                    "expected a model folder, found a file",
+                ));
+            }
+            Err(e) => {
+                return Err(Error::not_found(
+                    path,
+                    format!("cannot be opened: {e}; expected a model folder"),
+                ));
+            }
+        }
+        let index = path.join("model_index.json");
+        if !index.exists() {
+            return Err(Error::not_found(
+                &index,
+                "no such file, expected in every model folder (as Optimum or tools/export_model.py writes it)",
+            ));
+        }
+        check_index(&index)?;
+        let manifest = Manifest::open(&path.join("streamdiffusion.toml"))?;
+        let scheduler = SchedulerConfig::open(&path.join("scheduler/scheduler_config.json"))?;
+        let [text, unet, encoder, decoder] =
+            Component::ALL.map(|component| ComponentFile::open(path, component));
+        let (text, unet, encoder, decoder) = (text?, unet?, encoder?, decoder?);
+        let tokenizer = Tokenizer::open(
+            &path.join("tokenizer"),
+            text.input(Role::TokenIds).and_then(|p| p.fixed(1)),
+            text.config.max_position_embeddings,
+            text.config.vocab_size,
+        )?;
+        check_text(&text, &unet, &tokenizer)?;
+
+        let latent_channels = latent_channels(&unet, &encoder, &decoder)?;
+        let gives_posterior = match encoder.output.fixed(1) {
+            Some(c) if c == latent_channels => false,
+            Some(c) if c == 2 * latent_channels => true,
+            Some(c) => {
+                return Err(Error::invalid(
+                    &encoder.path,
+                    format!(
+                        "its output {} has {c} channels, expected {latent_channels} or, for mean and variance, {}",
+                        encoder.output,
+                        2 * latent_channels
+                    ),
+                ));
+            }
+            None => encoder.output.name == "latent_parameters",
+        };
+        let blocks = |file: &ComponentFile| {
+            file.config
+                .block_out_channels
+                .as_ref()
+                .map_or(BLOCKS, Vec::len)
+        };
+        if blocks(&encoder) != blocks(&decoder) {
+            return Err(Error::invalid(
+                &decoder.path.with_file_name("config.json"),
+                format!(
+                    "block_out_channels has {} values, expected {}, as vae_encoder's",
+                    blocks(&decoder),
+                    blocks(&encoder)
+                ),
+            ));
+        }
+        let latent_scale = 1 << (blocks(&encoder) - 1);
+        let fixed_size = fixed_size([&unet, &encoder, &decoder], latent_scale)?;
+        // Latents go encoder → U-Net → decoder, so one pair of numbers serves both ways.
+        let vae = |get: fn(&Config) -> Option<f64>| get(&decoder.config).or(get(&encoder.config));
+        Ok(Self {
+            scaling_factor: vae(|c| c.scaling_factor).unwrap_or(SCALING_FACTOR),
+            shift_factor: vae(|c| c.shift_factor).unwrap_or(0.0),
+            path: path.to_owned(),
+            scheduler,
+            manifest,
+            tokenizer,
+            components: [text, unet, encoder, decoder],
+            latent_channels,
+            latent_scale,
+            gives_posterior,
+            fixed_size,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What to call it: the manifest's name, else the folder's.
+    pub fn name(&self) -> String {
+        match (&self.manifest.name, self.path.file_name()) {
+            (Some(name), _) => name.clone(),
+            (None, Some(name)) => name.to_string_lossy().into_owned(),
+            (None, None) => self.path.display().to_string(),
+        }
+    }
+
+    /// The numbers of its noise schedule.
+    pub fn scheduler(&self) -> &SchedulerConfig {
+        &self.scheduler
+    }
+
+    /// Its manifest; an empty one where it has none.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// One of its components.
+    pub fn component(&self, component: Component) -> &ComponentFile {
+        &self.components[component as usize]
+    }
+
+    /// What latents of the VAE, less the [shift](Self::shift_factor), are multiplied with for the U-Net.
+    pub fn scaling_factor(&self) -> f64 {
+        self.scaling_factor
+    }
+
+    /// What is subtracted from latents of the VAE before they are scaled.
+    pub fn shift_factor(&self) -> f64 {
+        self.shift_factor
+    }
+
+    /// Channels of a latent.
+    pub fn latent_channels(&self) -> usize {
+        self.latent_channels
+    }
+
+    /// Pixels per latent sample, each way.
+    pub fn latent_scale(&self) -> usize {
+        self.latent_scale
+    }
+
+    /// Whether the image encoder gives mean and logarithm of variance, 2·C channels, instead of a latent.
+    pub fn gives_posterior(&self) -> bool {
+        self.gives_posterior
+    }
+
+    /// Whether latents are to be sampled from what the image encoder gives.
+    pub fn samples_posterior(&self) -> bool {
+        self.gives_posterior && self.manifest.vae.posterior == Posterior::Sample
+    }
+
+    /// Width and height in pixels must be multiples of this.
+    pub fn multiple(&self) -> usize {
+        let unet = &self.component(Component::Unet).config;
+        let halvings = unet.block_out_channels.as_ref().map_or(BLOCKS, Vec::len) - 1;
+        self.manifest
+            .limits
+            .multiple
+            .unwrap_or(self.latent_scale << halvings)
+    }
+
+    /// The only `(width, height)` in pixels that the graphs take, where they fix it.
+    pub fn fixed_size(&self) -> Option<(usize, usize)> {
+        self.fixed_size
+    }
+}
+
+/// Checks that `model_index.json` names a pipeline of the supported family and no component beyond it.
+fn check_index(path: &Path) -> Result<()> {
+    let index: Map<String, Value> = read::json(path, read::CONFIG_LIMIT)?;
+    let class = index
+        .get("_class_name")
+        .and_then(Value::as_str)
+        .ok_or_else(|| Error::invalid(path, "expected the pipeline's name at _class_name"))?;
+    let name = class
+        .strip_prefix("Onnx")
+        .or(class.strip_prefix("ORT"))
+        .unwrap_or(class);
+    let known = name.starts_with("StableDiffusion") || name.starts_with("LatentConsistencyModel");
+    let other = ["StableDiffusionXL", "StableDiffusion3"];
+    if !known || other.iter().any(|p| name.starts_with(p)) {
+        return Err(Error::invalid(
+            path,
+            format!(
+                "unsupported: _class_name is {class:?}, expected a StableDiffusion… or LatentConsistencyModel… pipeline of one text encoder"
+            ),
+        ));
+    }
+    let known = [
+        "scheduler",
+        "text_encoder",
+        "tokenizer",
+        "unet",
+        "vae",
+        "vae_encoder",
+        "vae_decoder",
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+    ];
+    for (key, value) in &index {
+        // A component is a pair of library and class; [null, null] says that the pipeline goes without it.
+        let is_component = value
+            .as_array()
+            .is_some_and(|pair| pair.iter().any(|v| !v.is_null()));
+        if is_component && !known.contains(&key.as_str()) {
+            return Err(Error::invalid(
+                path,
+                format!("unsupported: it names the component {key:?}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that tokenizer, text encoder and U-Net agree on the text embedding's shape.
+fn check_text(text: &ComponentFile, unet: &ComponentFile, tokenizer: &Tokenizer) -> Result<()> {
+    let wanted = unet
+        .input(Role::Text)
+        .map_or([None; 2], |p| [p.fixed(1), p.fixed(2)]);
+    let given = [
+        text.output.fixed(1).or(Some(tokenizer.length())),
+        text.output.fixed(2),
+    ];
+    for (wanted, given) in wanted.into_iter().zip(given) {
+        if let (Some(wanted), Some(given)) = (wanted, given)
+            && wanted != given
+        {
+            return Err(Error::invalid(
+                &unet.path,
+                format!(
+                    "wants text embeddings of {wanted}, expected {given}, as the text encoder gives: they belong to different models"
+                ),
+            ));
+        }
+    }
+    if text
+        .output
+        .fixed(1)
+        .is_some_and(|l| l != tokenizer.length())
+    {
+        return Err(Error::invalid(
+            &text.path,
+            format!(
+                "its output {} is expected to have {} tokens, as its input",
+                text.output,
+                tokenizer.length()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The channels of a latent, on which every graph and configuration must agree.
+fn latent_channels(
+    unet: &ComponentFile,
+    encoder: &ComponentFile,
+    decoder: &ComponentFile,
+) -> Result<usize> {
+    let sample = |file: &ComponentFile| file.input(Role::Sample).and_then(|p| p.fixed(1));
+    let channels = decoder
+        .config
+        .latent_channels
+        .or(sample(decoder))
+        .or(encoder.config.latent_channels)
+        .or(unet.output.fixed(1))
+        .unwrap_or(4);
+    for (file, found) in [
+        (encoder, encoder.config.latent_channels),
+        (decoder, sample(decoder)),
+        (unet, unet.config.in_channels),
+        (unet, sample(unet)),
+        (unet, unet.output.fixed(1)),
+    ] {
+        if let Some(found) = found.filter(|c| *c != channels) {
+            return Err(Error::invalid(
+                &file.path,
+                format!(
+                    "unsupported: its latents have {found} channels, expected the image decoder's {channels}"
+                ),
+            ));
+        }
+    }
+    Ok(channels)
+}
+
+/// The picture size that the graphs fix, on which they must agree.
+fn fixed_size(
+    [unet, encoder, decoder]: [&ComponentFile; 3],
+    scale: usize,
+) -> Result<Option<(usize, usize)>> {
+    let mut size: [Option<usize>; 2] = [None; 2];
+    let latent = |file, port| (file, port, scale);
+    for (file, port, scale) in [
+        (encoder, encoder.input(Role::Sample), 1),
+        latent(encoder, Some(&encoder.output)),
+        latent(unet, unet.input(Role::Sample)),
+        latent(unet, Some(&unet.output)),
+        latent(decoder, decoder.input(Role::Sample)),
+        (decoder, Some(&decoder.output), 1),
+    ] {
+        let Some(port) = port else { continue };
+        for (known, found) in size.iter_mut().zip([port.fixed(3), port.fixed(2)]) {
+            let Some(found) = found.map(|f| f * scale) else {
+                continue;
+            };
+            if *known.get_or_insert(found) != found {
+                return Err(Error::invalid(
+                    &file.path,
+                    format!("{port} fixes another picture size than the components before it"),
+                ));
+            }
+        }
+    }
+    match size {
+        [Some(width), Some(height)] => Ok(Some((width, height))),
+        [None, None] => Ok(None),
+        _ => Err(Error::invalid(
+            &unet.path,
+            "unsupported: width or height is fixed, expected both or neither",
+        )),
+    }
+}
