@@ -1,7 +1,36 @@
-//! StreamDiffusion (arXiv 2312.12491) as a GStreamer element.
+// Licensed under the MIT License or the Apache License, Version 2.0, at your option.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! StreamDiffusion (arXiv 2312.12491) as a GStreamer element: live video in, restyled video out.
+//!
+//! [`element`] speaks GStreamer, [`stream`] is the algorithm, [`device`] does its arithmetic, [`engine`] runs its neural
+//! networks and [`model`] reads model folders. `docs/design.md` has the picture.
 
 pub mod device;
+mod element;
 pub mod engine;
 pub mod error;
+mod location;
 pub mod model;
 pub mod stream;
+
+pub use element::{Backend, CfgTypeProperty, StreamDiffusion, Timing};
+
+use gst::glib;
+
+fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    element::register(plugin)
+}
+
+gst::plugin_define!(
+    streamdiffusion,
+    env!("CARGO_PKG_DESCRIPTION"),
+    plugin_init,
+    concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+    // The names GStreamer 1.22 knows have no "MIT OR Apache-2.0".
+    "MIT/X11",
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_REPOSITORY"),
+    env!("BUILD_REL_DATE")
+);

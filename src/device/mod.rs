@@ -1,7 +1,7 @@
 //! Where tensors live. A device does arithmetic on tensors with numbers it is given; it knows nothing of
 //! schedules, guidance or prompts.
 
-mod host;
+pub mod host;
 
 pub use host::{Host, HostTensor};
 

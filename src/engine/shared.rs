@@ -15,7 +15,7 @@ pub struct Loaded {
     /// What the folder says.
     pub folder: ModelFolder,
     /// Its components.
-    pub model: OnnxModel,
+    pub model: Arc<OnnxModel>,
 }
 
 /// A folder in one state of its files: a folder that was changed is another model.
@@ -47,7 +47,7 @@ pub fn load(path: &Path) -> Result<Arc<Loaded>> {
         return Ok(loaded);
     }
     let folder = ModelFolder::open(path)?;
-    let model = OnnxModel::open(&folder)?;
+    let model = Arc::new(OnnxModel::open(&folder)?);
     let new = Arc::new(Loaded { folder, model });
     *loaded = Arc::downgrade(&new);
     Ok(new)

@@ -48,12 +48,21 @@ pub struct Settings {
 }
 
 /// Text embeddings `[1, L, D]` of the prompts in force.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Conditioning<X> {
     /// Of the prompt.
     pub prompt: Arc<X>,
     /// Of the negative prompt.
     pub negative: Arc<X>,
+}
+
+impl<X> Clone for Conditioning<X> {
+    fn clone(&self) -> Self {
+        Self {
+            prompt: self.prompt.clone(),
+            negative: self.negative.clone(),
+        }
+    }
 }
 
 /// How many frames went which way.
@@ -171,6 +180,24 @@ impl<D: Device, T> Stream<D, T> {
             return Ok(Vec::new());
         }
         self.submit_group()
+    }
+
+    /// Fills a stream that holds nothing with copies of `picture`, so that the next one submitted gives a picture at
+    /// once. The similarity filter is not asked.
+    pub fn prime(&mut self, picture: &D::Tensor, tag: &T) -> Result<()>
+    where
+        T: Clone,
+    {
+        for _ in 0..self.delay() {
+            self.group.push((picture.clone(), tag.clone()));
+            if self.group.len() == self.frame_buffer_size {
+                let (pictures, tags): (Vec<_>, _) = self.group.drain(..).unzip();
+                let pictures = self.device.stack(pictures);
+                self.enter(pictures, tags)?;
+                self.advance()?;
+            }
+        }
+        Ok(())
     }
 
     /// Finishes all frames in flight, an incomplete group included, and gives their pictures.

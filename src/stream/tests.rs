@@ -285,6 +285,23 @@ fn delay_is_steps_times_group_less_one() {
     }
 }
 
+#[test]
+fn a_primed_stream_gives_a_picture_at_once() {
+    for (indices, f) in [(&[32][..], 1), (&[32, 45], 1), (&[22, 32, 45], 2)] {
+        let noise = &[0.3, -0.7, 0.5][..indices.len()];
+        let alone = {
+            let (mut stream, _) = stream(plain(indices), 1, noise);
+            stream.submit(picture(1.0), 0).unwrap();
+            values(stream.drain().unwrap())[0].1
+        };
+        let (mut stream, _) = stream(plain(indices), f, noise);
+        stream.prime(&picture(1.0), &7).unwrap();
+        let shown = values(stream.submit(picture(1.0), 7).unwrap());
+        assert_eq!(shown.len(), f);
+        assert!((shown[0].1 - alone).abs() < 1e-6);
+    }
+}
+
 /// Frames keep the steps and the noise they entered with, whatever the list changes to, and leave in order.
 #[test]
 fn changing_the_steps_never_disturbs_frames_in_flight() {

@@ -1,5 +1,6 @@
 //! The host device: f32 in main memory, plain loops that the compiler vectorises.
 
+pub mod pixels;
 mod tensor;
 
 pub use tensor::HostTensor;

@@ -12,6 +12,7 @@ use libloading::Library;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 
 use crate::error::{Error, Result};
+use crate::location;
 
 /// The environment variable that names the library, or a folder it is in.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -161,7 +162,7 @@ fn examine(path: &Path) -> std::result::Result<(PathBuf, String), String> {
     let found = if path.is_absolute() {
         path.to_owned()
     } else {
-        object_of(*base as *const ()).unwrap_or_else(|| path.to_owned())
+        location::object_of(*base as *const ()).unwrap_or_else(|| path.to_owned())
     };
     Ok((found, version.into_owned()))
 }
@@ -201,11 +202,7 @@ fn library_version(name: &str) -> Option<Vec<u32>> {
 
 /// The folders that count as "beside the plugin".
 fn beside() -> Vec<PathBuf> {
-    let program = std::env::current_exe().ok();
-    // For the main program the loader may give a name as it was typed, hence the check that it is a file.
-    let object = object_of(beside as *const ())
-        .and_then(|p| p.canonicalize().ok())
-        .or_else(|| program.clone());
+    let object = location::object();
     let mut folders = Vec::new();
     let mut add = |folder: Option<&Path>| {
         if let Some(folder) = folder {
@@ -213,36 +210,14 @@ fn beside() -> Vec<PathBuf> {
             folders.push(folder.join("onnxruntime"));
         }
     };
-    add(object.as_deref().and_then(Path::parent));
-    if object.is_some() && object == program {
+    let folder = object.as_deref().and_then(Path::parent);
+    add(folder);
+    let program = std::env::current_exe().and_then(|path| path.canonicalize());
+    if object.is_some() && object == program.ok() {
         // Linked into a program, as tests are: cargo puts those one folder below the plugin.
-        add(object
-            .as_deref()
-            .and_then(Path::parent)
-            .and_then(Path::parent));
+        add(folder.and_then(Path::parent));
     }
     folders
-}
-
-/// The file of the shared object or program that holds `address`.
-#[cfg(unix)]
-fn object_of(address: *const ()) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
-    // SAFETY: all-zero is a valid value of this plain C struct.
-    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: any address may be asked about; `info` outlives the call.
-    let known = unsafe { libc::dladdr(address.cast(), &mut info) } != 0;
-    if !known || info.dli_fname.is_null() {
-        return None;
-    }
-    // SAFETY: non-null means a null-terminated string that lives as long as the object is loaded, which it is.
-    let name = unsafe { CStr::from_ptr(info.dli_fname) };
-    Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
-}
-
-#[cfg(not(unix))]
-fn object_of(_: *const ()) -> Option<PathBuf> {
-    None
 }
 
 #[cfg(test)]
@@ -297,7 +272,7 @@ mod tests {
         fails(Some(Path::new("/proc/self/exe")), &[], &["/proc/self/exe"]);
         #[cfg(target_os = "linux")]
         {
-            let libc = object_of(libc::getpid as *const ()).unwrap();
+            let libc = location::object_of(libc::getpid as *const ()).unwrap();
             fails(Some(&libc), &[], &["is not ONNX Runtime"]);
         }
     }

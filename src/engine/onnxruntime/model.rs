@@ -1,5 +1,6 @@
 //! The four components as one [`Model`].
 
+use super::library;
 use super::session::{Input, Session, Values};
 use crate::device::HostTensor;
 use crate::engine::{Denoise, Limits, Model};
@@ -17,6 +18,7 @@ pub struct OnnxModel {
     gives_posterior: bool,
     scaling_factor: f32,
     shift_factor: f32,
+    backend: String,
 }
 
 impl OnnxModel {
@@ -39,7 +41,13 @@ impl OnnxModel {
             gives_posterior: folder.gives_posterior(),
             scaling_factor: folder.scaling_factor() as f32,
             shift_factor: folder.shift_factor() as f32,
+            backend: format!("onnxruntime {} (CPU)", library::runtime()?.version),
         })
+    }
+
+    /// What runs it, for people: engine, version and device.
+    pub fn backend(&self) -> &str {
+        &self.backend
     }
 }
 

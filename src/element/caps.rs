@@ -1,0 +1,243 @@
+//! Which video the element takes and gives, and how one decides the other.
+
+use gst_video::{VideoFormat, VideoFormatFlags, VideoFormatInfo};
+
+/// Formats in order of preference where nothing else decides: RGB first, which is what the model sees.
+pub const FORMATS: &[VideoFormat] = &[
+    VideoFormat::Rgb,
+    VideoFormat::Bgr,
+    VideoFormat::Rgbx,
+    VideoFormat::Bgrx,
+    VideoFormat::Xrgb,
+    VideoFormat::Xbgr,
+    VideoFormat::Rgba,
+    VideoFormat::Bgra,
+    VideoFormat::Argb,
+    VideoFormat::Abgr,
+    VideoFormat::Y444,
+    VideoFormat::Y42b,
+    VideoFormat::Yuy2,
+    VideoFormat::Uyvy,
+    VideoFormat::Yvyu,
+    VideoFormat::I420,
+    VideoFormat::Yv12,
+    VideoFormat::Nv12,
+    VideoFormat::Nv21,
+    VideoFormat::P01010le,
+    VideoFormat::Gray8,
+];
+
+/// What both pads can carry: any size, any frame rate (0/1 too).
+pub fn template() -> gst::Caps {
+    gst_video::VideoCapsBuilder::new()
+        .format_list(FORMATS.iter().copied())
+        .build()
+}
+
+/// What the other pad may carry when this one carries `caps`: any format, first at the same size, then at any.
+pub fn transform(
+    direction: gst::PadDirection,
+    caps: &gst::Caps,
+    filter: Option<&gst::Caps>,
+) -> gst::Caps {
+    let formats = gst::List::new(FORMATS.iter().map(|format| format.to_str()));
+    let same_size: Vec<gst::Structure> = caps
+        .iter()
+        .map(|structure| {
+            let mut other = structure.to_owned();
+            other.remove_fields(["colorimetry", "chroma-site", "interlace-mode"]);
+            other.set("format", &formats);
+            // Whole frames are restyled, so what comes out is progressive whatever comes in.
+            if direction == gst::PadDirection::Sink {
+                other.set("interlace-mode", "progressive");
+            }
+            other
+        })
+        .collect();
+    let any_size = same_size.iter().map(|structure| {
+        let mut other = structure.clone();
+        other.set("width", gst::IntRange::new(1, i32::MAX));
+        other.set("height", gst::IntRange::new(1, i32::MAX));
+        if other.has_field("pixel-aspect-ratio") {
+            let least = gst::Fraction::new(1, i32::MAX);
+            let most = gst::Fraction::new(i32::MAX, 1);
+            other.set("pixel-aspect-ratio", gst::FractionRange::new(least, most));
+        }
+        other
+    });
+    let all: gst::Caps = same_size.iter().cloned().chain(any_size).collect();
+    match filter {
+        Some(filter) => filter.intersect_with_mode(&all, gst::CapsIntersectMode::First),
+        None => all,
+    }
+}
+
+/// The one choice among `others` that is closest to `caps`: its format, size, shape and colours where they are free.
+pub fn fixate(caps: &gst::Caps, mut others: gst::Caps) -> gst::Caps {
+    others.truncate();
+    let (Some(from), Some(to)) = (caps.structure(0), others.make_mut().structure_mut(0)) else {
+        return others;
+    };
+    if let Ok(format) = from.get::<&str>("format") {
+        to.fixate_field_str("format", format);
+    }
+    to.fixate_field("format");
+    fixate_size(from, to);
+    if same_family(from, to) {
+        for field in ["colorimetry", "chroma-site"] {
+            match from.get::<&str>(field) {
+                Ok(value) if to.has_field(field) => {
+                    to.fixate_field_str(field, value);
+                }
+                Ok(value) if field == "colorimetry" || same_format(from, to) => {
+                    to.set(field, value);
+                }
+                _ => {}
+            }
+        }
+    }
+    others.fixate();
+    others
+}
+
+/// Takes the size and shape of `from` where `to` leaves them open; where only one side is given, the other keeps the
+/// picture's shape, and so does the pixel aspect ratio.
+fn fixate_size(from: &gst::StructureRef, to: &mut gst::StructureRef) {
+    let (Ok(width), Ok(height)) = (from.get::<i32>("width"), from.get::<i32>("height")) else {
+        return;
+    };
+    let scaled = |side: i32, by: i32, of: i32| {
+        let value = i64::from(side) * i64::from(by) / i64::from(of.max(1));
+        value.clamp(1, i64::from(i32::MAX)) as i32
+    };
+    match (to.get::<i32>("width"), to.get::<i32>("height")) {
+        (Ok(w), Err(_)) => to.fixate_field_nearest_int("height", scaled(w, height, width)),
+        (Err(_), Ok(h)) => to.fixate_field_nearest_int("width", scaled(h, width, height)),
+        _ => {
+            to.fixate_field_nearest_int("width", width);
+            to.fixate_field_nearest_int("height", height)
+        }
+    };
+    let (Ok(w), Ok(h)) = (to.get::<i32>("width"), to.get::<i32>("height")) else {
+        return;
+    };
+    let par = from
+        .get::<gst::Fraction>("pixel-aspect-ratio")
+        .unwrap_or(gst::Fraction::new(1, 1));
+    let wanted = (|| {
+        let numer = i64::from(par.numer()) * i64::from(width) * i64::from(h);
+        let denom = i64::from(par.denom()) * i64::from(height) * i64::from(w);
+        let divisor = gcd(numer, denom).max(1);
+        let fit = |value: i64| i32::try_from(value / divisor).ok();
+        Some(gst::Fraction::new(fit(numer)?, fit(denom)?))
+    })()
+    .unwrap_or(par);
+    if to.has_field("pixel-aspect-ratio") {
+        to.fixate_field_nearest_fraction("pixel-aspect-ratio", wanted);
+    } else if wanted != gst::Fraction::new(1, 1) {
+        to.set("pixel-aspect-ratio", wanted);
+    }
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+fn format(structure: &gst::StructureRef) -> Option<VideoFormat> {
+    let format = structure.get::<&str>("format").ok()?.parse().ok()?;
+    (format != VideoFormat::Unknown).then_some(format)
+}
+
+fn same_format(a: &gst::StructureRef, b: &gst::StructureRef) -> bool {
+    format(a).is_some() && format(a) == format(b)
+}
+
+/// Whether both are RGB or both are not, so that one colorimetry serves both.
+fn same_family(a: &gst::StructureRef, b: &gst::StructureRef) -> bool {
+    let is_rgb = |structure| {
+        format(structure).map(|format| {
+            VideoFormatInfo::from_format(format)
+                .flags()
+                .contains(VideoFormatFlags::RGB)
+        })
+    };
+    is_rgb(a).is_some() && is_rgb(a) == is_rgb(b)
+}
+
+/// The layout of the frames of fixed `caps`, taken as whole frames.
+pub fn video_info(caps: &gst::Caps) -> Option<gst_video::VideoInfo> {
+    let mut caps = caps.to_owned();
+    caps.make_mut()
+        .structure_mut(0)?
+        .remove_field("interlace-mode");
+    gst_video::VideoInfo::from_caps(&caps).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caps(text: &str) -> gst::Caps {
+        gst::init().unwrap();
+        text.parse().unwrap()
+    }
+
+    fn negotiated(from: &str, downstream: &str) -> gst::Caps {
+        let from = caps(from);
+        let others = transform(gst::PadDirection::Sink, &from, Some(&template()));
+        let others = others.intersect(&caps(downstream));
+        assert!(!others.is_empty(), "{downstream}");
+        let fixed = fixate(&from, others);
+        assert!(fixed.is_fixed(), "{fixed}");
+        fixed
+    }
+
+    fn has<'a, T: gst::glib::value::FromValue<'a>>(caps: &'a gst::CapsRef, field: &str) -> T {
+        caps.structure(0).unwrap().get(field).unwrap()
+    }
+
+    const NV12: &str = "video/x-raw,format=NV12,width=320,height=240,framerate=30/1,colorimetry=bt709,pixel-aspect-ratio=1/1,interlace-mode=interleaved";
+
+    #[test]
+    fn everything_stays_as_it_is_where_it_can() {
+        let out = negotiated(NV12, "video/x-raw");
+        assert_eq!(has::<&str>(&out, "format"), "NV12");
+        assert_eq!(has::<&str>(&out, "colorimetry"), "bt709");
+        assert_eq!(has::<&str>(&out, "interlace-mode"), "progressive");
+        assert_eq!(
+            (has::<i32>(&out, "width"), has::<i32>(&out, "height")),
+            (320, 240)
+        );
+        assert_eq!(
+            has::<gst::Fraction>(&out, "framerate"),
+            gst::Fraction::new(30, 1)
+        );
+    }
+
+    #[test]
+    fn downstream_decides_format_and_size() {
+        let out = negotiated(NV12, "video/x-raw,format=BGRA,width=640,height=240");
+        assert_eq!(has::<&str>(&out, "format"), "BGRA");
+        assert!(!out.structure(0).unwrap().has_field("colorimetry"));
+        assert_eq!(
+            has::<gst::Fraction>(&out, "pixel-aspect-ratio"),
+            gst::Fraction::new(1, 2)
+        );
+        let out = negotiated(NV12, "video/x-raw,width=160");
+        assert_eq!(
+            (has::<i32>(&out, "width"), has::<i32>(&out, "height")),
+            (160, 120)
+        );
+    }
+
+    #[test]
+    fn every_format_goes_to_every_format() {
+        for from in FORMATS {
+            for to in FORMATS {
+                let from = format!("video/x-raw,format={from},width=6,height=4,framerate=0/1");
+                let out = negotiated(&from, &format!("video/x-raw,format={to}"));
+                assert!(video_info(&out).is_some(), "{out}");
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Between video frames of any format and size and the pictures the stream works on, by libgstvideo's converter.
+
+use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
+
+use crate::device::HostTensor;
+use crate::device::host::pixels;
+
+type Error = gst::glib::BoolError;
+
+/// Conversion of input frames to pictures.
+pub struct Importer {
+    converter: gst_video::VideoConverter,
+    frame: VideoInfo,
+    rgb: Rgb,
+}
+
+/// Conversion of pictures to output frames.
+pub struct Exporter {
+    converter: gst_video::VideoConverter,
+    frame: VideoInfo,
+    rgb: Rgb,
+}
+
+/// One frame of 8-bit RGB at processing size, the form between video and tensor.
+struct Rgb {
+    info: VideoInfo,
+    buffer: gst::Buffer,
+}
+
+impl Rgb {
+    /// Room for a frame of this size with the colours of `like`, which the converter must not touch.
+    fn new((width, height): (usize, usize), like: &VideoInfo) -> Result<Self, Error> {
+        let side = |side| u32::try_from(side).map_err(|_| gst::glib::bool_error!("too large"));
+        let info = VideoInfo::builder(VideoFormat::Rgb, side(width)?, side(height)?)
+            .fps(like.fps())
+            .colorimetry(&gst_video::VideoColorimetry::new(
+                gst_video::VideoColorRange::Range0_255,
+                gst_video::VideoColorMatrix::Rgb,
+                like.colorimetry().transfer(),
+                like.colorimetry().primaries(),
+            ))
+            .build()?;
+        let buffer = gst::Buffer::with_size(info.size())?;
+        Ok(Self { info, buffer })
+    }
+
+    fn stride(&self) -> usize {
+        self.info.stride()[0] as usize
+    }
+}
+
+impl Importer {
+    /// From frames of `frame` to pictures of `size` (width, height).
+    pub fn new(frame: &VideoInfo, size: (usize, usize)) -> Result<Self, Error> {
+        let rgb = Rgb::new(size, frame)?;
+        Ok(Self {
+            converter: gst_video::VideoConverter::new(frame, &rgb.info, None)?,
+            frame: frame.clone(),
+            rgb,
+        })
+    }
+
+    /// The picture `[1, 3, H, W]` of a frame. Strides and offsets are taken from its video meta.
+    pub fn import(&mut self, buffer: &gst::BufferRef) -> Result<HostTensor, Error> {
+        let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.frame)?;
+        let (width, height) = (self.rgb.info.width(), self.rgb.info.height());
+        let stride = self.rgb.stride();
+        let mut picture =
+            VideoFrameRef::from_buffer_ref_writable(self.rgb.buffer.make_mut(), &self.rgb.info)?;
+        self.converter.frame_ref(&frame, &mut picture);
+        let rgb = picture.plane_data(0)?;
+        Ok(pixels::to_tensor(
+            rgb,
+            stride,
+            width as usize,
+            height as usize,
+        ))
+    }
+}
+
+impl Exporter {
+    /// From pictures of `size` (width, height) to frames of `frame`.
+    pub fn new(size: (usize, usize), frame: &VideoInfo) -> Result<Self, Error> {
+        let rgb = Rgb::new(size, frame)?;
+        Ok(Self {
+            converter: gst_video::VideoConverter::new(&rgb.info, frame, None)?,
+            frame: frame.clone(),
+            rgb,
+        })
+    }
+
+    /// Writes `picture` `[1, 3, H, W]` into `buffer`, honouring its video meta.
+    pub fn export(
+        &mut self,
+        picture: &HostTensor,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<(), Error> {
+        let stride = self.rgb.stride();
+        {
+            let mut rgb = self.rgb.buffer.make_mut().map_writable()?;
+            pixels::from_tensor(picture, &mut rgb, stride);
+        }
+        let rgb = VideoFrameRef::from_buffer_ref_readable(&self.rgb.buffer, &self.rgb.info)?;
+        let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, &self.frame)?;
+        self.converter.frame_ref(&rgb, &mut frame);
+        Ok(())
+    }
+}

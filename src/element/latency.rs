@@ -1,0 +1,138 @@
+//! The latency the element reports: frames it holds back, and the time it needs for one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use gst::ClockTime;
+use gst::prelude::*;
+
+/// Frames whose processing time is averaged.
+const AVERAGED: usize = 10;
+/// The first frames after a start are slower (memory, caches) and say nothing.
+const WARM_UP: u32 = 2;
+
+/// What is known about the element's latency, and what it last told the pipeline.
+#[derive(Debug, Default)]
+pub struct Latency {
+    held_back: usize,
+    frame_duration: Option<ClockTime>,
+    /// Distances of the last timestamps, where caps name no frame rate.
+    distances: VecDeque<ClockTime>,
+    last_pts: Option<ClockTime>,
+    took: VecDeque<Duration>,
+    seen: u32,
+    processing: ClockTime,
+    announced: ClockTime,
+}
+
+impl Latency {
+    /// Takes the frame duration from the caps; zero frame rate means unknown.
+    pub fn set_frame_rate(&mut self, rate: gst::Fraction) {
+        self.distances.clear();
+        self.last_pts = None;
+        self.frame_duration = (rate.numer() > 0).then(|| {
+            ClockTime::SECOND
+                .mul_div_round(rate.denom() as u64, rate.numer() as u64)
+                .unwrap_or_default()
+        });
+    }
+
+    /// Notes an input timestamp, to learn the frame rate where caps do not name it.
+    pub fn see(&mut self, pts: Option<ClockTime>) {
+        if let (Some(last), Some(pts)) = (self.last_pts, pts)
+            && pts > last
+        {
+            if self.distances.len() == 8 {
+                self.distances.pop_front();
+            }
+            self.distances.push_back(pts - last);
+        }
+        self.last_pts = pts.or(self.last_pts);
+    }
+
+    /// Notes how many frames are held back and how long one frame took. Whether the pipeline must be told.
+    ///
+    /// The processing time told is the mean with 5 % to spare, and it changes only when it was too small or is over a
+    /// quarter too large, so that a pipeline is not reconfigured for jitter.
+    pub fn update(&mut self, held_back: usize, took: Duration) -> bool {
+        self.held_back = held_back;
+        self.seen = self.seen.saturating_add(1);
+        if self.seen > WARM_UP {
+            if self.took.len() == AVERAGED {
+                self.took.pop_front();
+            }
+            self.took.push_back(took);
+            let mean = self.took.iter().sum::<Duration>() / self.took.len() as u32;
+            let mean = ClockTime::from_nseconds(mean.as_nanos() as u64);
+            let settled = self.took.len() >= AVERAGED.min(3);
+            if settled && (mean > self.processing || mean * 4 < self.processing * 3) {
+                self.processing = mean + mean / 20;
+            }
+        }
+        self.own() != self.announced
+    }
+
+    /// What the element adds to the pipeline's latency.
+    pub fn own(&self) -> ClockTime {
+        self.held() + self.processing
+    }
+
+    /// How much of it is frames held back, which also is how much data the element can buffer.
+    pub fn held(&self) -> ClockTime {
+        self.duration() * self.held_back as u64
+    }
+
+    /// Notes that the pipeline has been told.
+    pub fn announce(&mut self) -> ClockTime {
+        self.announced = self.own();
+        self.announced
+    }
+
+    fn duration(&self) -> ClockTime {
+        self.frame_duration.unwrap_or_else(|| {
+            let mut distances: Vec<_> = self.distances.iter().copied().collect();
+            distances.sort_unstable();
+            distances
+                .get(distances.len() / 2)
+                .copied()
+                .unwrap_or_default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn frames_held_back_count_by_frame_rate_or_by_timestamps() {
+        let mut latency = Latency::default();
+        latency.set_frame_rate(gst::Fraction::new(25, 1));
+        assert!(latency.update(3, MS));
+        assert_eq!(latency.held(), ClockTime::from_mseconds(120));
+        latency.set_frame_rate(gst::Fraction::new(0, 1));
+        for pts in [0, 40, 80, 200, 240] {
+            latency.see(Some(ClockTime::from_mseconds(pts)));
+        }
+        assert_eq!(latency.held(), ClockTime::from_mseconds(120));
+    }
+
+    #[test]
+    fn jitter_is_not_announced() {
+        let mut latency = Latency::default();
+        for _ in 0..10 {
+            latency.update(0, MS * 100);
+        }
+        assert_eq!(latency.announce(), ClockTime::from_mseconds(105));
+        for i in 0..50u32 {
+            assert!(!latency.update(0, MS * (96 + i % 8)), "{i}");
+        }
+        let slower = (0..10).any(|_| latency.update(0, MS * 150));
+        assert!(slower);
+        latency.announce();
+        let faster = (0..10).any(|_| latency.update(0, MS * 50));
+        assert!(faster);
+    }
+}

@@ -1,0 +1,314 @@
+//! The properties: their names, ranges and texts, and how they map to [`Settings`].
+
+use std::ffi::CStr;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use gst::glib;
+use gst::prelude::*;
+
+use super::settings::{Settings, default};
+use super::{Backend, CfgTypeProperty, Timing};
+use crate::model::Manifest;
+
+/// A property that takes effect at the next frame.
+const LIVE: glib::ParamFlags = gst::PARAM_FLAG_MUTABLE_PLAYING;
+/// A live one that a `GstController` may drive.
+const CONTROLLED: glib::ParamFlags =
+    gst::PARAM_FLAG_MUTABLE_PLAYING.union(gst::PARAM_FLAG_CONTROLLABLE);
+/// A property that is read when the element starts.
+const AT_START: glib::ParamFlags = gst::PARAM_FLAG_MUTABLE_READY;
+
+/// All of them, in the order of their use.
+pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+    let string = |name: &str, nick: &str, blurb: &str, flags| {
+        glib::ParamSpecString::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .flags(glib::ParamFlags::READWRITE | flags)
+            .build()
+    };
+    let count = |name: &str,
+                 nick: &str,
+                 blurb: &str,
+                 range: std::ops::RangeInclusive<u32>,
+                 value,
+                 flags| {
+        glib::ParamSpecUInt::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .minimum(*range.start())
+            .maximum(*range.end())
+            .default_value(value)
+            .flags(glib::ParamFlags::READWRITE | flags)
+            .build()
+    };
+    let number =
+        |name: &str, nick: &str, blurb: &str, range: std::ops::RangeInclusive<f64>, value| {
+            glib::ParamSpecDouble::builder(name)
+                .nick(nick)
+                .blurb(blurb)
+                .minimum(*range.start())
+                .maximum(*range.end())
+                .default_value(value)
+                .flags(glib::ParamFlags::READWRITE | CONTROLLED)
+                .build()
+        };
+    let switch = |name: &str, nick: &str, blurb: &str, value| {
+        glib::ParamSpecBoolean::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .default_value(value)
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build()
+    };
+    vec![
+        string(
+            "model",
+            "Model folder",
+            "Folder of the model, in the ONNX layout that Optimum writes; unset: the bundled demo model",
+            AT_START,
+        ),
+        glib::ParamSpecEnum::builder_with_default("backend", Backend::default())
+            .nick("Backend")
+            .blurb("What runs the model")
+            .flags(glib::ParamFlags::READWRITE | AT_START)
+            .build(),
+        string(
+            "prompt",
+            "Prompt",
+            "What to turn the picture into; unset: the model's own. A new prompt takes effect as soon as it is encoded",
+            LIVE,
+        ),
+        string(
+            "negative-prompt",
+            "Negative prompt",
+            "What to steer away from, for cfg-type full and initialize; unset: the model's own",
+            LIVE,
+        ),
+        count(
+            "steps",
+            "Steps",
+            "Denoising steps per frame; more are better and slower. The model's own unless set. Not used when t-index-list is set",
+            1..=8,
+            default::STEPS,
+            CONTROLLED,
+        ),
+        number(
+            "strength",
+            "Strength",
+            "How far the picture is changed, as the share of the noise levels it goes through (0: hardly, 1: wholly). The model's own unless set. Not used when t-index-list is set",
+            0.0..=1.0,
+            default::STRENGTH,
+        ),
+        string(
+            "t-index-list",
+            "Timestep indices",
+            "The exact steps, as ascending indices into the num-inference-steps timesteps with commas between (0: the noisiest), such as \"32,45\"; overrides steps and strength",
+            LIVE,
+        ),
+        count(
+            "num-inference-steps",
+            "Inference steps",
+            "Length of the list of timesteps that t-index-list and strength refer to, at most the model's original_inference_steps (50 as a rule). The model's own unless set",
+            1..=1000,
+            default::NUM_INFERENCE_STEPS,
+            CONTROLLED,
+        ),
+        number(
+            "guidance-scale",
+            "Guidance scale",
+            "How strongly to follow the prompt against what cfg-type compares it with; 1 or less: no guidance. The model's own unless set",
+            0.0..=100.0,
+            default::GUIDANCE_SCALE,
+        ),
+        number(
+            "delta",
+            "Delta",
+            "Weight of the residual noise in guidance, for cfg-type self and initialize. The model's own unless set",
+            0.0..=10.0,
+            default::DELTA,
+        ),
+        glib::ParamSpecEnum::builder_with_default("cfg-type", CfgTypeProperty::default())
+            .nick("Guidance mode")
+            .blurb("What guidance compares the prompt with. The model's own unless set")
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
+        glib::ParamSpecUInt64::builder("seed")
+            .nick("Seed")
+            .blurb("Which noise to use; a seed means the same noise as in PyTorch on the CPU (its low 32 bits count)")
+            .default_value(default::SEED)
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
+        switch(
+            "add-noise",
+            "Add noise",
+            "Whether noise is added again between steps",
+            default::ADD_NOISE,
+        ),
+        count(
+            "frame-buffer-size",
+            "Frame buffer size",
+            "Frames that go through the model together; more give more throughput and more delay",
+            1..=16,
+            default::FRAME_BUFFER_SIZE,
+            AT_START,
+        ),
+        switch(
+            "similarity-filter",
+            "Similarity filter",
+            "Whether frames much like the last one processed are skipped, by chance, the more likely the more alike",
+            default::SIMILARITY_FILTER,
+        ),
+        number(
+            "ssf-threshold",
+            "Similarity threshold",
+            "Cosine similarity from which frames may be skipped (1: none is)",
+            0.0..=1.0,
+            default::SSF_THRESHOLD,
+        ),
+        count(
+            "ssf-max-skip",
+            "Most frames skipped",
+            "At most this many frames are skipped in a row",
+            0..=u32::MAX,
+            default::SSF_MAX_SKIP,
+            CONTROLLED,
+        ),
+        count(
+            "width",
+            "Processing width",
+            "Width in pixels that frames are processed at; 0: the model's own, else from the caps, rounded to what the model can do",
+            0..=8192,
+            0,
+            AT_START,
+        ),
+        count(
+            "height",
+            "Processing height",
+            "Height in pixels that frames are processed at; 0: the model's own, else from the caps, rounded to what the model can do",
+            0..=8192,
+            0,
+            AT_START,
+        ),
+        glib::ParamSpecEnum::builder_with_default("timing", Timing::default())
+            .nick("Timing")
+            .blurb("Which time an output frame carries")
+            .flags(glib::ParamFlags::READWRITE | AT_START)
+            .build(),
+        glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+            .nick("Statistics")
+            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .read_only()
+            .build(),
+    ]
+});
+
+/// Sets the property `name`; `Err` says why the value cannot be taken.
+pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(), String> {
+    /// GObject has checked type and range by the spec; this only unwraps the value.
+    fn get<T>(value: &glib::Value) -> Result<T, String>
+    where
+        T: for<'a> glib::value::FromValue<'a> + StaticType,
+    {
+        value
+            .get()
+            .map_err(|_| format!("expected a {}", T::static_type().name()))
+    }
+    match name {
+        "model" => settings.model = path(value).filter(|path| !path.as_os_str().is_empty()),
+        "backend" => settings.backend = get(value)?,
+        "prompt" => settings.prompt = text(value)?,
+        "negative-prompt" => settings.negative_prompt = text(value)?,
+        "steps" => settings.steps = Some(get(value)?),
+        "strength" => settings.strength = Some(get(value)?),
+        "t-index-list" => {
+            settings.t_index_list = text(value)?.filter(|list| !list.trim().is_empty());
+        }
+        "num-inference-steps" => settings.num_inference_steps = Some(get(value)?),
+        "guidance-scale" => settings.guidance_scale = Some(get(value)?),
+        "delta" => settings.delta = Some(get(value)?),
+        "cfg-type" => settings.cfg_type = Some(get::<CfgTypeProperty>(value)?.into()),
+        "seed" => settings.seed = get(value)?,
+        "add-noise" => settings.add_noise = get(value)?,
+        "frame-buffer-size" => settings.frame_buffer_size = get(value)?,
+        "similarity-filter" => settings.similarity_filter = get(value)?,
+        "ssf-threshold" => settings.ssf_threshold = get(value)?,
+        "ssf-max-skip" => settings.ssf_max_skip = get(value)?,
+        "width" => settings.width = get(value)?,
+        "height" => settings.height = get(value)?,
+        "timing" => settings.timing = get(value)?,
+        _ => return Err("there is no such property".into()),
+    }
+    Ok(())
+}
+
+/// The property `name` as in force: what was set, else what the model folder says, else the general default.
+pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib::Value> {
+    Some(match name {
+        "model" => settings
+            .model
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned())
+            .to_value(),
+        "backend" => settings.backend.to_value(),
+        "prompt" => settings
+            .prompt
+            .as_ref()
+            .or(manifest.defaults.prompt.as_ref())
+            .to_value(),
+        "negative-prompt" => settings
+            .negative_prompt
+            .as_ref()
+            .or(manifest.defaults.negative_prompt.as_ref())
+            .to_value(),
+        "steps" => settings.steps(manifest).to_value(),
+        "strength" => settings.strength(manifest).to_value(),
+        "t-index-list" => settings.t_index_list.to_value(),
+        "num-inference-steps" => settings.num_inference_steps(manifest).to_value(),
+        "guidance-scale" => settings.guidance_scale(manifest).to_value(),
+        "delta" => settings.delta(manifest).to_value(),
+        "cfg-type" => CfgTypeProperty::from(settings.cfg_type(manifest)).to_value(),
+        "seed" => settings.seed.to_value(),
+        "add-noise" => settings.add_noise.to_value(),
+        "frame-buffer-size" => settings.frame_buffer_size.to_value(),
+        "similarity-filter" => settings.similarity_filter.to_value(),
+        "ssf-threshold" => settings.ssf_threshold.to_value(),
+        "ssf-max-skip" => settings.ssf_max_skip.to_value(),
+        "width" => settings.width.to_value(),
+        "height" => settings.height.to_value(),
+        "timing" => settings.timing.to_value(),
+        _ => return None,
+    })
+}
+
+/// The bytes of a string value: C callers may pass any, and the Rust bindings panic on what is not UTF-8.
+fn bytes(value: &glib::Value) -> Option<&[u8]> {
+    use glib::translate::ToGlibPtr;
+    if !value.is_type(glib::Type::STRING) {
+        return None;
+    }
+    // SAFETY: the type was checked; the string belongs to the value and lives as long as the borrow.
+    unsafe {
+        let text = glib::gobject_ffi::g_value_get_string(value.to_glib_none().0);
+        (!text.is_null()).then(|| CStr::from_ptr(text).to_bytes())
+    }
+}
+
+fn text(value: &glib::Value) -> Result<Option<String>, String> {
+    bytes(value)
+        .map(|bytes| std::str::from_utf8(bytes).map(str::to_owned))
+        .transpose()
+        .map_err(|err| format!("expected UTF-8 text: {err}"))
+}
+
+#[cfg(unix)]
+fn path(value: &glib::Value) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    bytes(value).map(|bytes| std::ffi::OsStr::from_bytes(bytes).into())
+}
+
+#[cfg(not(unix))]
+fn path(value: &glib::Value) -> Option<PathBuf> {
+    text(value).ok().flatten().map(PathBuf::from)
+}

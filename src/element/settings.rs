@@ -1,0 +1,287 @@
+//! What the user asks for, and what it comes to with a given model.
+
+use std::path::PathBuf;
+
+use crate::engine::Limits;
+use crate::error::{Error, Result};
+use crate::model::Manifest;
+use crate::stream::schedule::spread_indices;
+use crate::stream::{self, CfgType, Guidance, Similarity};
+
+use super::{Backend, Timing};
+
+/// Values for what neither the user nor the model folder says; those of the published pipeline where it has one.
+pub mod default {
+    use crate::stream::CfgType;
+
+    pub const STEPS: u32 = 2;
+    pub const STRENGTH: f64 = 0.36;
+    pub const NUM_INFERENCE_STEPS: u32 = 50;
+    pub const GUIDANCE_SCALE: f64 = 1.2;
+    pub const DELTA: f64 = 1.0;
+    pub const CFG_TYPE: CfgType = CfgType::SelfNegative;
+    pub const SEED: u64 = 2;
+    pub const ADD_NOISE: bool = true;
+    pub const FRAME_BUFFER_SIZE: u32 = 1;
+    pub const SIMILARITY_FILTER: bool = false;
+    pub const SSF_THRESHOLD: f64 = 0.98;
+    pub const SSF_MAX_SKIP: u32 = 10;
+}
+
+/// The properties as set; `None` is "as the model folder says, else the general default".
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub model: Option<PathBuf>,
+    pub backend: Backend,
+    pub prompt: Option<String>,
+    pub negative_prompt: Option<String>,
+    pub steps: Option<u32>,
+    pub strength: Option<f64>,
+    /// As written, such as "32,45".
+    pub t_index_list: Option<String>,
+    pub num_inference_steps: Option<u32>,
+    pub guidance_scale: Option<f64>,
+    pub delta: Option<f64>,
+    pub cfg_type: Option<CfgType>,
+    pub seed: u64,
+    pub add_noise: bool,
+    pub frame_buffer_size: u32,
+    pub similarity_filter: bool,
+    pub ssf_threshold: f64,
+    pub ssf_max_skip: u32,
+    pub width: u32,
+    pub height: u32,
+    pub timing: Timing,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            model: None,
+            backend: Backend::default(),
+            prompt: None,
+            negative_prompt: None,
+            steps: None,
+            strength: None,
+            t_index_list: None,
+            num_inference_steps: None,
+            guidance_scale: None,
+            delta: None,
+            cfg_type: None,
+            seed: default::SEED,
+            add_noise: default::ADD_NOISE,
+            frame_buffer_size: default::FRAME_BUFFER_SIZE,
+            similarity_filter: default::SIMILARITY_FILTER,
+            ssf_threshold: default::SSF_THRESHOLD,
+            ssf_max_skip: default::SSF_MAX_SKIP,
+            width: 0,
+            height: 0,
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// A prompt and its negative.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Prompts {
+    pub prompt: String,
+    pub negative: String,
+}
+
+impl Settings {
+    /// Steps per frame, as far as `steps` decides it.
+    pub fn steps(&self, manifest: &Manifest) -> u32 {
+        let from_model = manifest.defaults.steps.map(|steps| steps as u32);
+        self.steps.or(from_model).unwrap_or(default::STEPS)
+    }
+
+    /// Share of the noise levels that frames go through.
+    pub fn strength(&self, manifest: &Manifest) -> f64 {
+        self.strength
+            .or(manifest.defaults.strength)
+            .unwrap_or(default::STRENGTH)
+    }
+
+    /// Length of the schedule.
+    pub fn num_inference_steps(&self, manifest: &Manifest) -> u32 {
+        let from_model = manifest.defaults.num_inference_steps.map(|n| n as u32);
+        self.num_inference_steps
+            .or(from_model)
+            .unwrap_or(default::NUM_INFERENCE_STEPS)
+    }
+
+    /// Guidance scale g.
+    pub fn guidance_scale(&self, manifest: &Manifest) -> f64 {
+        self.guidance_scale
+            .or(manifest.defaults.guidance_scale)
+            .unwrap_or(default::GUIDANCE_SCALE)
+    }
+
+    /// Weight δ of the residual noise.
+    pub fn delta(&self, manifest: &Manifest) -> f64 {
+        self.delta
+            .or(manifest.defaults.delta)
+            .unwrap_or(default::DELTA)
+    }
+
+    /// Guidance mode.
+    pub fn cfg_type(&self, manifest: &Manifest) -> CfgType {
+        let from_model = || manifest.defaults.cfg_type.as_ref()?.parse().ok();
+        self.cfg_type
+            .or_else(from_model)
+            .unwrap_or(default::CFG_TYPE)
+    }
+
+    /// The prompts in force.
+    pub fn prompts(&self, manifest: &Manifest) -> Prompts {
+        let pick = |set: &Option<String>, from_model: &Option<String>| {
+            set.as_ref()
+                .or(from_model.as_ref())
+                .cloned()
+                .unwrap_or_default()
+        };
+        Prompts {
+            prompt: pick(&self.prompt, &manifest.defaults.prompt),
+            negative: pick(&self.negative_prompt, &manifest.defaults.negative_prompt),
+        }
+    }
+
+    /// What the stream is to do, with this model.
+    ///
+    /// # Errors
+    /// When `t-index-list` is no list of numbers; its range and order are the schedule's to check.
+    pub fn stream(&self, manifest: &Manifest) -> Result<stream::Settings> {
+        let num_inference_steps = self.num_inference_steps(manifest) as usize;
+        let t_index_list = match (&self.t_index_list, &manifest.defaults.t_index_list) {
+            (Some(list), _) => parse_indices(list)?,
+            (None, Some(list)) if self.steps.is_none() && self.strength.is_none() => list.clone(),
+            _ => spread_indices(
+                self.steps(manifest) as usize,
+                self.strength(manifest),
+                num_inference_steps,
+            ),
+        };
+        Ok(stream::Settings {
+            num_inference_steps,
+            t_index_list,
+            guidance: Guidance {
+                cfg_type: self.cfg_type(manifest),
+                scale: self.guidance_scale(manifest),
+                delta: self.delta(manifest),
+            },
+            seed: self.seed,
+            add_noise: self.add_noise,
+            similarity: self.similarity_filter.then_some(Similarity {
+                threshold: self.ssf_threshold,
+                max_skip: self.ssf_max_skip,
+            }),
+        })
+    }
+
+    /// The size, width and height, that frames of `frame` pixels are processed at.
+    ///
+    /// A size that the user gives is used as given, and refused by the stream if the model cannot do it. With only one
+    /// side given the other keeps the frame's shape. With none, the model's own size or area decides, else the frame's
+    /// size; all of these are rounded to what the model can do, and never above the frame's own area.
+    pub fn processing_size(
+        &self,
+        manifest: &Manifest,
+        limits: &Limits,
+        frame: (usize, usize),
+    ) -> (usize, usize) {
+        let round = |side: f64| {
+            let multiple = limits.multiple.max(1);
+            ((side / multiple as f64).round() as usize).max(1) * multiple
+        };
+        let (frame_width, frame_height) = (frame.0.max(1) as f64, frame.1.max(1) as f64);
+        let aspect = frame_width / frame_height;
+        match (self.width as usize, self.height as usize) {
+            (0, 0) => {}
+            (width, 0) => return (width, round(width as f64 / aspect)),
+            (0, height) => return (round(height as f64 * aspect), height),
+            size => return size,
+        }
+        if let Some(size) = limits.fixed_size {
+            return size;
+        }
+        let defaults = &manifest.defaults;
+        if let (Some(width), Some(height)) = (defaults.width, defaults.height) {
+            return (round(width as f64), round(height as f64));
+        }
+        let shrink = defaults.size.map_or(1.0, |size| {
+            (size as f64 / (frame_width * frame_height).sqrt()).min(1.0)
+        });
+        (round(frame_width * shrink), round(frame_height * shrink))
+    }
+}
+
+/// The numbers of a list such as "32,45"; spaces are allowed.
+fn parse_indices(list: &str) -> Result<Vec<usize>> {
+    list.split(',')
+        .map(|index| {
+            index.trim().parse().map_err(|_| {
+                Error::setting(
+                    "t-index-list",
+                    format!("\"{list}\" is not a list of indices; expected whole numbers with commas between, such as \"32,45\""),
+                )
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(multiple: usize) -> Limits {
+        Limits {
+            latent_channels: 4,
+            latent_scale: 8,
+            multiple,
+            fixed_size: None,
+            samples_posterior: false,
+        }
+    }
+
+    #[test]
+    fn sizes_follow_the_user_then_the_model_then_the_frame() {
+        let mut settings = Settings::default();
+        let mut manifest = Manifest::default();
+        let size = |settings: &Settings, manifest: &Manifest, frame| {
+            settings.processing_size(manifest, &limits(32), frame)
+        };
+        assert_eq!(size(&settings, &manifest, (640, 480)), (640, 480));
+        assert_eq!(size(&settings, &manifest, (650, 470)), (640, 480));
+        assert_eq!(size(&settings, &manifest, (5, 3)), (32, 32));
+        manifest.defaults.size = Some(256);
+        assert_eq!(size(&settings, &manifest, (1920, 1080)), (352, 192));
+        assert_eq!(size(&settings, &manifest, (128, 128)), (128, 128));
+        settings.width = 512;
+        assert_eq!(size(&settings, &manifest, (1920, 1080)), (512, 288));
+        settings.height = 500;
+        assert_eq!(size(&settings, &manifest, (1920, 1080)), (512, 500));
+        settings.width = 0;
+        assert_eq!(size(&settings, &manifest, (100, 100)), (512, 500));
+    }
+
+    #[test]
+    fn the_list_rules_over_steps_and_the_user_over_the_model() {
+        let mut settings = Settings::default();
+        let mut manifest = Manifest::default();
+        let list = |settings: &Settings, manifest: &Manifest| {
+            settings.stream(manifest).unwrap().t_index_list
+        };
+        assert_eq!(list(&settings, &manifest), [32, 41]);
+        manifest.defaults.t_index_list = Some(vec![20, 40]);
+        assert_eq!(list(&settings, &manifest), [20, 40]);
+        settings.steps = Some(1);
+        assert_eq!(list(&settings, &manifest), [32]);
+        settings.t_index_list = Some(" 1, 2,3".into());
+        assert_eq!(list(&settings, &manifest), [1, 2, 3]);
+        for bad in ["", "1,,2", "-1", "1;2", "x"] {
+            settings.t_index_list = Some(bad.into());
+            let error = settings.stream(&manifest).unwrap_err().to_string();
+            assert!(error.contains("t-index-list"), "{error}");
+        }
+    }
+}
