@@ -96,6 +96,13 @@ impl Exporter {
         buffer: &mut gst::BufferRef,
     ) -> Result<(), Error> {
         let stride = self.rgb.stride();
+        let (width, height) = (self.rgb.info.width(), self.rgb.info.height());
+        if picture.shape() != [1, 3, height as usize, width as usize] {
+            return Err(gst::glib::bool_error!(
+                "a picture of shape {:?}, expected {width}x{height}",
+                picture.shape()
+            ));
+        }
         {
             let mut rgb = self.rgb.buffer.make_mut().map_writable()?;
             pixels::from_tensor(picture, &mut rgb, stride);

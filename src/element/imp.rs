@@ -230,6 +230,15 @@ impl BaseTransformImpl for StreamDiffusion {
         self.latency.lock().set_frame_rate(input.fps());
         let mut state = self.state.lock();
         state.last = None;
+        if !state
+            .video
+            .as_ref()
+            .is_some_and(|video| video.input == input)
+        {
+            // Pictures of the old size fit no frame of the new one.
+            state.waiting.clear();
+            state.last_shown = None;
+        }
         state.video = Some(Video {
             input,
             output,
@@ -314,6 +323,8 @@ impl BaseTransformImpl for StreamDiffusion {
         match event.view() {
             EventView::FlushStart(_) => self.interrupt.begin(),
             EventView::FlushStop(_) => self.flush(),
+            EventView::Caps(caps)
+                if self.obj().sink_pad().current_caps().as_deref() == Some(caps.caps()) => {}
             EventView::StreamStart(_)
             | EventView::Caps(_)
             | EventView::Eos(_)

@@ -181,8 +181,8 @@ impl Settings {
     /// The size, width and height, that frames of `frame` pixels are processed at.
     ///
     /// A size that the user gives is used as given, and refused by the stream if the model cannot do it. With only one
-    /// side given the other keeps the frame's shape. With none, the model's own size or area decides, else the frame's
-    /// size; all of these are rounded to what the model can do, and never above the frame's own area.
+    /// side given the other keeps the frame's shape. With none, the model's own size decides, or its area (which never
+    /// enlarges a frame), else the frame's size; all of these are rounded to what the model can do.
     pub fn processing_size(
         &self,
         manifest: &Manifest,
