@@ -29,7 +29,12 @@ def build(args: argparse.Namespace) -> None:
 
 
 def test(args: argparse.Namespace) -> None:
-    subprocess.run(["cargo", "test", *args.cargo_options], cwd=args.source, check=True)
+    environment = dict(os.environ)
+    fetched = args.source / ".onnxruntime"
+    if fetched.is_dir():
+        environment.setdefault("ORT_DYLIB_PATH", str(fetched))
+    command = ["cargo", "test", *args.cargo_options]
+    subprocess.run(command, cwd=args.source, check=True, env=environment)
 
 
 def main() -> int:

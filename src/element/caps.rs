@@ -45,7 +45,12 @@ pub fn transform(
         .iter()
         .map(|structure| {
             let mut other = structure.to_owned();
-            other.remove_fields(["colorimetry", "chroma-site", "interlace-mode"]);
+            other.remove_fields([
+                "colorimetry",
+                "chroma-site",
+                "interlace-mode",
+                "field-order",
+            ]);
             other.set("format", &formats);
             // Whole frames are restyled, so what comes out is progressive whatever comes in.
             if direction == gst::PadDirection::Sink {
@@ -110,20 +115,26 @@ fn fixate_size(from: &gst::StructureRef, to: &mut gst::StructureRef) {
         let value = i64::from(side) * i64::from(by) / i64::from(of.max(1));
         value.clamp(1, i64::from(i32::MAX)) as i32
     };
+    let par = from
+        .get::<gst::Fraction>("pixel-aspect-ratio")
+        .unwrap_or(gst::Fraction::new(1, 1));
+    // The input's size in pixels of the shape that the output must have, if it must have one.
+    let (mut wide, high) = (width, height);
+    if let Ok(fixed) = to.get::<gst::Fraction>("pixel-aspect-ratio") {
+        wide = scaled(wide, par.numer(), par.denom());
+        wide = scaled(wide, fixed.denom(), fixed.numer());
+    }
     match (to.get::<i32>("width"), to.get::<i32>("height")) {
-        (Ok(w), Err(_)) => to.fixate_field_nearest_int("height", scaled(w, height, width)),
-        (Err(_), Ok(h)) => to.fixate_field_nearest_int("width", scaled(h, width, height)),
+        (Ok(w), Err(_)) => to.fixate_field_nearest_int("height", scaled(w, high, wide)),
+        (Err(_), Ok(h)) => to.fixate_field_nearest_int("width", scaled(h, wide, high)),
         _ => {
-            to.fixate_field_nearest_int("width", width);
-            to.fixate_field_nearest_int("height", height)
+            to.fixate_field_nearest_int("width", wide);
+            to.fixate_field_nearest_int("height", high)
         }
     };
     let (Ok(w), Ok(h)) = (to.get::<i32>("width"), to.get::<i32>("height")) else {
         return;
     };
-    let par = from
-        .get::<gst::Fraction>("pixel-aspect-ratio")
-        .unwrap_or(gst::Fraction::new(1, 1));
     let wanted = (|| {
         let numer = i64::from(par.numer()) * i64::from(width) * i64::from(h);
         let denom = i64::from(par.denom()) * i64::from(height) * i64::from(w);
@@ -228,6 +239,18 @@ mod tests {
             (has::<i32>(&out, "width"), has::<i32>(&out, "height")),
             (160, 120)
         );
+    }
+
+    #[test]
+    fn pictures_keep_their_shape_when_downstream_fixes_that_of_pixels() {
+        let anamorphic =
+            "video/x-raw,format=I420,width=720,height=576,framerate=25/1,pixel-aspect-ratio=16/11";
+        let square = "video/x-raw,pixel-aspect-ratio=1/1";
+        for (downstream, size) in [("", (1047, 576)), (",width=1047", (1047, 576))] {
+            let out = negotiated(anamorphic, &format!("{square}{downstream}"));
+            let got = (has::<i32>(&out, "width"), has::<i32>(&out, "height"));
+            assert_eq!(got, size, "{out}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The element itself: states, events, queries, and the way of a buffer through it.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 
 use gst::glib;
@@ -43,6 +44,8 @@ pub struct StreamDiffusion {
     settings: Mutex<Settings>,
     /// What the loaded model's folder says, for properties that are not set.
     manifest: Mutex<Manifest>,
+    /// Keeps the model loaded until the element goes to NULL, so that READY and back is quick.
+    kept: Mutex<Option<Arc<Loaded>>>,
     /// Ends waits of the streaming thread.
     interrupt: Interrupt,
     /// The worker's thread while the element is started.
@@ -158,7 +161,11 @@ impl ElementImpl for StreamDiffusion {
             // Pads are deactivated under the stream lock: a streaming thread that waits for the worker must let go.
             self.interrupt.begin();
         }
-        self.parent_change_state(transition)
+        let success = self.parent_change_state(transition)?;
+        if transition == gst::StateChange::ReadyToNull {
+            *self.kept.lock() = None;
+        }
+        Ok(success)
     }
 }
 
@@ -238,6 +245,9 @@ impl BaseTransformImpl for StreamDiffusion {
             // Pictures of the old size fit no frame of the new one.
             state.waiting.clear();
             state.last_shown = None;
+            if let Some(asker) = &state.asker {
+                asker.reset();
+            }
         }
         state.video = Some(Video {
             input,
@@ -307,6 +317,19 @@ impl BaseTransformImpl for StreamDiffusion {
         self.parent_decide_allocation(query)
     }
 
+    /// What belongs to the picture's content or time stays with it; what is about its memory, size or colours does not.
+    fn transform_meta<'a>(
+        &self,
+        outbuf: &mut gst::BufferRef,
+        meta: gst::MetaRef<'a, gst::Meta>,
+        inbuf: &'a gst::BufferRef,
+    ) -> bool {
+        if meta.tags().iter().all(|tag| tag == "video") {
+            return true;
+        }
+        self.parent_transform_meta(outbuf, meta, inbuf)
+    }
+
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
         if direction != gst::PadDirection::Src {
             return BaseTransformImplExt::parent_query(self, direction, query);
@@ -326,6 +349,8 @@ impl BaseTransformImpl for StreamDiffusion {
             EventView::Caps(caps)
                 if self.obj().sink_pad().current_caps().as_deref() == Some(caps.caps()) => {}
             EventView::StreamStart(_)
+            | EventView::StreamGroupDone(_)
+            | EventView::SegmentDone(_)
             | EventView::Caps(_)
             | EventView::Eos(_)
             | EventView::Gap(_) => {
@@ -447,6 +472,7 @@ impl StreamDiffusion {
             .map_err(|unanswered| self.unanswered(unanswered))?;
         gst::info!(CAT, imp = self, "Model {} is loaded", loaded.folder.name());
         self.manifest.lock().clone_from(loaded.folder.manifest());
+        *self.kept.lock() = Some(loaded.clone());
         self.state.lock().loaded = Some(loaded);
         Ok(())
     }
@@ -565,7 +591,13 @@ impl StreamDiffusion {
 
     /// Forgets all frames, at FLUSH_STOP.
     fn flush(&self) {
-        self.state.lock().timeline.clear();
+        let events = self.state.lock().timeline.clear();
+        for event in events.iter().filter(|event| event.is_sticky()) {
+            // Those that would not have been flushed downstream either stay known there.
+            if let Err(flow) = self.obj().src_pad().store_sticky_event(event) {
+                gst::debug!(CAT, imp = self, "{event:?} not kept: {flow:?}");
+            }
+        }
         self.reset_stream();
         self.interrupt.end();
     }
@@ -728,9 +760,17 @@ fn same_but_position(a: &gst::Segment, b: &gst::Segment) -> bool {
 fn without_memory(buffer: &gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
     let parts =
         gst::BufferCopyFlags::FLAGS | gst::BufferCopyFlags::TIMESTAMPS | gst::BufferCopyFlags::META;
-    buffer
+    let mut copy = buffer
         .copy_region(parts, ..)
-        .map_err(|_| gst::FlowError::Error)
+        .map_err(|_| gst::FlowError::Error)?;
+    // Some metas hold on to memory, as that of a parent buffer does.
+    copy.make_mut().foreach_meta_mut(|meta| {
+        ControlFlow::Continue(match meta.has_tag::<gst::meta::tags::MemoryReference>() {
+            true => gst::buffer::BufferMetaForeachAction::Remove,
+            false => gst::buffer::BufferMetaForeachAction::Keep,
+        })
+    });
+    Ok(copy)
 }
 
 /// The memory of a buffer (not a copy of it) and its layout, without what belongs to one frame only.

@@ -16,8 +16,9 @@ const WARM_UP: u32 = 2;
 pub struct Latency {
     held_back: usize,
     frame_duration: Option<ClockTime>,
-    /// Distances of the last timestamps, where caps name no frame rate.
+    /// Distances of the last timestamps, where caps name no frame rate, and what they were taken to mean.
     distances: VecDeque<ClockTime>,
+    measured: ClockTime,
     last_pts: Option<ClockTime>,
     took: VecDeque<Duration>,
     seen: u32,
@@ -29,6 +30,7 @@ impl Latency {
     /// Takes the frame duration from the caps; zero frame rate means unknown.
     pub fn set_frame_rate(&mut self, rate: gst::Fraction) {
         self.distances.clear();
+        self.measured = ClockTime::ZERO;
         self.last_pts = None;
         self.frame_duration = (rate.numer() > 0).then(|| {
             ClockTime::SECOND
@@ -46,6 +48,13 @@ impl Latency {
                 self.distances.pop_front();
             }
             self.distances.push_back(pts - last);
+            let mut sorted: Vec<_> = self.distances.iter().copied().collect();
+            sorted.sort_unstable();
+            let median = sorted[sorted.len() / 2];
+            let apart = median.nseconds().abs_diff(self.measured.nseconds());
+            if apart * 4 > self.measured.nseconds() {
+                self.measured = median;
+            }
         }
         self.last_pts = pts.or(self.last_pts);
     }
@@ -53,7 +62,8 @@ impl Latency {
     /// Notes how many frames are held back and how long one frame took. Whether the pipeline must be told.
     ///
     /// The processing time told is the mean with 5 % to spare, and it changes only when it was too small or is over a
-    /// quarter too large, so that a pipeline is not reconfigured for jitter.
+    /// quarter too large; a measured frame duration only when it is a quarter off. So a pipeline is not reconfigured for
+    /// jitter.
     pub fn update(&mut self, held_back: usize, took: Duration) -> bool {
         self.held_back = held_back;
         self.seen = self.seen.saturating_add(1);
@@ -89,14 +99,7 @@ impl Latency {
     }
 
     fn duration(&self) -> ClockTime {
-        self.frame_duration.unwrap_or_else(|| {
-            let mut distances: Vec<_> = self.distances.iter().copied().collect();
-            distances.sort_unstable();
-            distances
-                .get(distances.len() / 2)
-                .copied()
-                .unwrap_or_default()
-        })
+        self.frame_duration.unwrap_or(self.measured)
     }
 }
 
@@ -113,10 +116,15 @@ mod tests {
         assert!(latency.update(3, MS));
         assert_eq!(latency.held(), ClockTime::from_mseconds(120));
         latency.set_frame_rate(gst::Fraction::new(0, 1));
-        for pts in [0, 40, 80, 200, 240] {
+        for pts in [0, 40, 78, 200, 243] {
             latency.see(Some(ClockTime::from_mseconds(pts)));
         }
         assert_eq!(latency.held(), ClockTime::from_mseconds(120));
+        latency.announce();
+        for i in 0..50 {
+            latency.see(Some(ClockTime::from_mseconds(300 + 40 * i + i % 4)));
+            assert!(!latency.update(3, Duration::ZERO), "jitter");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub fn bundled() -> Result<PathBuf> {
         .cloned()
         .ok_or_else(|| {
             Error::not_found(
-                candidates.last().map_or(Path::new("models/demo"), PathBuf::as_path),
+                candidates.first().map_or(Path::new("models/demo"), PathBuf::as_path),
                 format!(
                     "the bundled demo model was not found here or in any of {candidates:?}; set the property model to a model folder, or {MODELS_ENV} to the folder that holds demo/"
                 ),

@@ -82,19 +82,19 @@ impl<X: Send + Sync + 'static> PromptEncoder<X> {
                 return result;
             }
             if state.closed {
-                return Err(Error::engine("text_encoder", "its thread has ended"));
+                return Err(ended());
             }
             self.shared.changed.wait(&mut state);
         }
     }
 
-    /// The prompts encoded since the last call, if any were.
+    /// What became of the prompts encoded since the last call, if any were; an error, once, if the thread has ended.
     pub fn take_new(&self) -> Option<Result<Conditioning<X>>> {
         let mut state = self.shared.state.lock();
-        if !std::mem::take(&mut state.fresh) {
-            return None;
+        if std::mem::take(&mut state.fresh) {
+            return state.encoded.as_ref().map(|encoded| encoded.result.clone());
         }
-        state.encoded.as_ref().map(|encoded| encoded.result.clone())
+        (state.closed && state.wanted.take().is_some()).then(|| Err(ended()))
     }
 }
 
@@ -103,10 +103,14 @@ impl<X> Drop for PromptEncoder<X> {
         self.shared.state.lock().closed = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic in there has been reported by `wait_for`'s callers already.
+            // After a panic in there, whoever wants a prompt has been told that the thread has ended.
             let _ = thread.join();
         }
     }
+}
+
+fn ended() -> Error {
+    Error::engine("text_encoder", "its thread has ended; this is a bug")
 }
 
 /// Marks the encoder closed when its thread ends, also by a panic, so that nobody waits for it for ever.

@@ -197,6 +197,7 @@ impl Settings {
         let aspect = frame_width / frame_height;
         match (self.width as usize, self.height as usize) {
             (0, 0) => {}
+            (_, 0) | (0, _) if limits.fixed_size.is_some() => {}
             (width, 0) => return (width, round(width as f64 / aspect)),
             (0, height) => return (round(height as f64 * aspect), height),
             size => return size,

@@ -74,9 +74,15 @@ impl Timeline {
         }
     }
 
-    /// Forgets everything, as a flush does.
-    pub fn clear(&mut self) {
-        self.entries.clear();
+    /// Forgets everything, as a flush does; gives the events that had not left.
+    pub fn clear(&mut self) -> Vec<gst::Event> {
         self.finished.clear();
+        let entries = self.entries.drain(..);
+        entries
+            .filter_map(|entry| match entry {
+                Entry::Event(event) => Some(event),
+                Entry::Frame { .. } => None,
+            })
+            .collect()
     }
 }

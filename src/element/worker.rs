@@ -16,7 +16,7 @@ use super::stats::Stats;
 use crate::device::{Host, HostTensor};
 use crate::engine::shared::{self, Loaded};
 use crate::error::{Error, Result};
-use crate::stream::{Shown, Stream};
+use crate::stream::{Conditioning, Shown, Stream};
 
 /// A picture to restyle.
 pub struct Frame {
@@ -142,12 +142,12 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("sd-worker".into())
             .spawn(move || {
-                let work = || work(&model, &stats, &observer, received);
-                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => observer.failed(&error),
-                    Err(_) => observer.failed(&Error::engine("worker", "panicked; this is a bug")),
+                match guarded(|| Studio::new(&model, &stats)) {
+                    Ok(mut studio) => studio.serve(&received, &stats, &observer),
+                    Err(error) => observer.failed(&error),
                 }
+                // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
+                drop(received);
             })?;
         Ok(Self {
             jobs: Some(jobs),
@@ -165,7 +165,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // A panic in there ended its channel, which the streaming thread has reported.
+            // Panics in there have been turned into errors.
             let _ = thread.join();
         }
     }
@@ -233,44 +233,10 @@ impl Asker {
     }
 }
 
-fn work(
-    model: &Path,
-    stats: &Mutex<Stats>,
-    observer: &impl Observer,
-    jobs: mpsc::Receiver<Job>,
-) -> Result<()> {
-    let loaded = shared::load(model)?;
-    stats.lock().loaded(&loaded);
-    let mut studio = Studio {
-        prompts: PromptEncoder::new(loaded.model.clone())?,
-        loaded,
-        wanted: None,
-        applied: None,
-        running: None,
-    };
-    for job in jobs {
-        match job {
-            Job::Model(reply) => reply.send(Ok(studio.loaded.clone())),
-            Job::Frame(frame, reply) => {
-                let restyled = studio.restyle(*frame, observer);
-                if let Some(running) = &studio.running {
-                    stats.lock().update(&running.stream, running.size);
-                }
-                reply.send(restyled);
-            }
-            Job::Drain(reply) => reply.send(match &mut studio.running {
-                Some(running) => running.stream.drain(),
-                None => Ok(Vec::new()),
-            }),
-            Job::Reset => {
-                if let Some(running) = &mut studio.running {
-                    running.stream.reset();
-                    running.primed = false;
-                }
-            }
-        }
-    }
-    Ok(())
+/// Turns a panic into an error, so that it ends a frame and not a thread that others wait for.
+fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::engine("worker", "panicked; this is a bug")))
 }
 
 /// What the thread works with.
@@ -281,6 +247,8 @@ struct Studio {
     wanted: Option<Prompts>,
     /// The properties looked at last.
     applied: Option<Arc<Settings>>,
+    /// The prompts in force.
+    conditioning: Option<Conditioning<HostTensor>>,
     running: Option<Running>,
 }
 
@@ -293,6 +261,59 @@ struct Running {
 }
 
 impl Studio {
+    /// Loads the model.
+    fn new(model: &Path, stats: &Mutex<Stats>) -> Result<Self> {
+        let loaded = shared::load(model)?;
+        stats.lock().loaded(&loaded);
+        Ok(Self {
+            prompts: PromptEncoder::new(loaded.model.clone())?,
+            loaded,
+            wanted: None,
+            applied: None,
+            conditioning: None,
+            running: None,
+        })
+    }
+
+    /// Does jobs until nobody can ask for any more.
+    fn serve(
+        &mut self,
+        jobs: &mpsc::Receiver<Job>,
+        stats: &Mutex<Stats>,
+        observer: &impl Observer,
+    ) {
+        for job in jobs {
+            match job {
+                Job::Model(reply) => reply.send(Ok(self.loaded.clone())),
+                Job::Frame(frame, reply) => {
+                    let restyled = guarded(|| self.restyle(*frame, observer));
+                    self.tell(stats);
+                    reply.send(restyled);
+                }
+                Job::Drain(reply) => {
+                    let shown = guarded(|| match &mut self.running {
+                        Some(running) => running.stream.drain(),
+                        None => Ok(Vec::new()),
+                    });
+                    self.tell(stats);
+                    reply.send(shown);
+                }
+                Job::Reset => {
+                    if let Some(running) = &mut self.running {
+                        running.stream.reset();
+                        running.primed = false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&self, stats: &Mutex<Stats>) {
+        if let Some(running) = &self.running {
+            stats.lock().update(&running.stream, running.size);
+        }
+    }
+
     fn restyle(&mut self, frame: Frame, observer: &impl Observer) -> Result<Restyled> {
         let start = Instant::now();
         let Frame {
@@ -333,13 +354,15 @@ impl Studio {
         }
     }
 
-    /// A new stream; the one time that frames wait for prompts.
+    /// A new stream. Frames wait for prompts only if there are none in force yet.
     fn start(&mut self, size: (usize, usize), settings: &Arc<Settings>) -> Result<Running> {
-        let folder = &self.loaded.folder;
-        let conditioning = match &self.wanted {
-            Some(prompts) => self.prompts.wait_for(prompts)?,
-            None => return Err(Error::engine("text_encoder", "was asked for no prompt")),
+        let conditioning = match (&self.conditioning, &self.wanted) {
+            (Some(conditioning), _) => conditioning.clone(),
+            (None, Some(prompts)) => self.prompts.wait_for(prompts)?,
+            (None, None) => return Err(Error::engine("text_encoder", "was asked for no prompt")),
         };
+        self.conditioning = Some(conditioning.clone());
+        let folder = &self.loaded.folder;
         let stream = Stream::new(
             Host,
             self.loaded.model.clone(),
@@ -372,7 +395,10 @@ impl Studio {
             }
         }
         match self.prompts.take_new() {
-            Some(Ok(conditioning)) => stream.set_conditioning(conditioning),
+            Some(Ok(conditioning)) => {
+                self.conditioning = Some(conditioning.clone());
+                stream.set_conditioning(conditioning);
+            }
             Some(Err(error)) => observer.change_refused(&error),
             None => {}
         }

@@ -133,14 +133,40 @@ impl ComponentFile {
             Component::VaeDecoder => vae(&graph, None, Some(3)),
         }
         .map_err(|what| Error::invalid(&path, what))?;
-        Ok(Self {
+        let file = Self {
             component,
             path,
             graph,
             config,
             inputs,
             output,
-        })
+        };
+        file.check_sizes()
+            .map_err(|what| Error::invalid(&file.path, what))?;
+        Ok(file)
+    }
+
+    /// Whether the sizes that the graph fixes are ones that memory may be set aside for.
+    fn check_sizes(&self) -> std::result::Result<(), String> {
+        let limit = |role: Role, dim: usize| match (role, dim) {
+            (Role::Timestep, _) => 1 << 10,
+            (_, 0) => 1 << 10,
+            (Role::TokenIds | Role::AttentionMask | Role::PositionIds | Role::Text, 1) => 4096,
+            (Role::Text, _) => 1 << 16,
+            (Role::Sample, 1) => 1 << 10,
+            _ => 8192,
+        };
+        for (role, port) in &self.inputs {
+            for dim in 0..port.dims.len() {
+                let (most, size) = (limit(*role, dim), port.fixed(dim).unwrap_or(1));
+                if size > most {
+                    return Err(format!(
+                        "its input {port} is {size} long in dimension {dim}, expected {most} at most"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The input that plays `role`, if the graph has one.

@@ -6,6 +6,8 @@ use std::path::{Component as Part, Path, PathBuf};
 use super::wire::{Field, Reader};
 use crate::error::{Error, Result};
 
+/// The most inputs and outputs of a graph; in old files every weight is an input too.
+const PORTS: usize = 1 << 16;
 /// Protobuf's own limit on one message.
 const FILE_LIMIT: u64 = 1 << 31;
 /// The most samples one tensor may have: far above any weight, far below overflow.
@@ -240,8 +242,18 @@ impl Scan {
                         self.initializers.insert(name);
                     }
                 }
-                11 if top => self.inputs.push(value(r, field)?),
-                12 if top => self.outputs.push(value(r, field)?),
+                11 | 12 if top => {
+                    if self.inputs.len() + self.outputs.len() == PORTS {
+                        return Err(r.invalid(format!(
+                            "has more than {PORTS} inputs and outputs, which no component does"
+                        )));
+                    }
+                    let value = value(r, field)?;
+                    match field.number {
+                        11 => self.inputs.push(value),
+                        _ => self.outputs.push(value),
+                    }
+                }
                 15 => {
                     let name = self.sparse(r, field)?;
                     if top {

@@ -67,7 +67,7 @@ impl ModelFolder {
         if !index.exists() {
             return Err(Error::not_found(
                 &index,
-                "no such file, expected in every model folder (as Optimum or tools/export_model.py writes it)",
+                "no such file, expected in every model folder (as Optimum writes it)",
             ));
         }
         check_index(&index)?;

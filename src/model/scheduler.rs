@@ -52,8 +52,6 @@ pub struct SchedulerConfig {
     pub rescale_betas_zero_snr: bool,
 }
 
-/// The file, before it is checked. Defaults are those of diffusers' `LCMScheduler`, which StreamDiffusion makes of
-/// whatever scheduler the folder names.
 /// Stable Diffusion's schedule.
 impl Default for SchedulerConfig {
     fn default() -> Self {
@@ -71,6 +69,8 @@ impl Default for SchedulerConfig {
     }
 }
 
+/// The file, before it is checked. Defaults are those of diffusers' `LCMScheduler`, which StreamDiffusion makes of
+/// whatever scheduler the folder names.
 #[derive(Deserialize)]
 struct Raw {
     num_train_timesteps: Option<usize>,

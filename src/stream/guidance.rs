@@ -87,11 +87,6 @@ impl Guidance {
         self.cfg_type == CfgType::Initialize && self.reference() == Reference::Anchor
     }
 
-    /// Whether the negative prompt's embedding is read at all.
-    pub fn uses_negative_prompt(&self) -> bool {
-        self.reference() == Reference::NegativePrediction || self.anchors_on_negative()
-    }
-
     /// One whole denoising step as four factors: guidance, consistency step and, when there is a `next` step,
     /// re-noising to its level (with its noise map only if `add_noise`).
     ///

@@ -213,8 +213,11 @@ fn beside() -> Vec<PathBuf> {
     let folder = object.as_deref().and_then(Path::parent);
     add(folder);
     let program = std::env::current_exe().and_then(|path| path.canonicalize());
-    if object.is_some() && object == program.ok() {
-        // Linked into a program, as tests are: cargo puts those one folder below the plugin.
+    if (object.is_some() && object == program.ok())
+        || folder.is_some_and(|folder| folder.ends_with("deps"))
+    {
+        // Linked into a program, as tests are, which cargo puts one folder below the plugin; or the plugin's own copy
+        // there, which GStreamer may come upon first.
         add(folder.and_then(Path::parent));
     }
     folders
