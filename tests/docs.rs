@@ -11,11 +11,12 @@ const END: &str = "<!-- properties: end -->\n";
 fn table() -> String {
     gst::init().unwrap();
     gststreamdiffusion::plugin_register_static().unwrap();
-    let element = gst::ElementFactory::make("streamdiffusion").build().unwrap();
+    let element = gst::ElementFactory::make("streamdiffusion")
+        .build()
+        .unwrap();
     let own = element.type_();
-    let mut rows = String::from(
-        "| property | values | default | when | what |\n|---|---|---|---|---|\n",
-    );
+    let mut rows =
+        String::from("| property | values | default | when | what |\n|---|---|---|---|---|\n");
     for spec in element.list_properties() {
         if spec.owner_type() == own {
             rows += &row(&spec);

@@ -291,8 +291,9 @@ fn a_primed_stream_gives_a_picture_at_once() {
         let noise = &[0.3, -0.7, 0.5][..indices.len()];
         let alone = {
             let (mut stream, _) = stream(plain(indices), 1, noise);
-            stream.submit(picture(1.0), 0).unwrap();
-            values(stream.drain().unwrap())[0].1
+            let mut shown = stream.submit(picture(1.0), 0).unwrap();
+            shown.extend(stream.drain().unwrap());
+            values(shown)[0].1
         };
         let (mut stream, _) = stream(plain(indices), f, noise);
         stream.prime(&picture(1.0), &7).unwrap();
