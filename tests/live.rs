@@ -1,0 +1,247 @@
+//! Properties that change while frames flow, and the similarity filter.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::*;
+
+/// Settings that are not those of the storm.
+const CALM: &[Setting] = &[
+    ("prompt", "a calm sea"),
+    ("negative-prompt", "ink"),
+    ("t-index-list", "32,45"),
+    ("guidance-scale", "1.3"),
+    ("delta", "0.8"),
+    ("cfg-type", "full"),
+    ("seed", "7"),
+    ("add-noise", "true"),
+    ("similarity-filter", "false"),
+];
+
+/// What is set at the i-th change of the storm.
+fn storm(i: u64) -> Vec<(&'static str, String)> {
+    let pick = |values: &[&str]| values[i as usize % values.len()].to_string();
+    let mut changes = vec![("prompt", format!("prompt number {i}"))];
+    changes.push(match i % 9 {
+        0 => ("steps", (1 + i % 4).to_string()),
+        1 => ("strength", (i % 10) as f64 / 10.0).into_text(),
+        2 => ("guidance-scale", 1.0 + (i % 7) as f64 / 5.0).into_text(),
+        3 => ("cfg-type", pick(&["none", "full", "self", "initialize"])),
+        4 => ("seed", i.to_string()),
+        5 => ("t-index-list", pick(&["35", "", "0,16,32,45", "32,45"])),
+        6 => ("similarity-filter", (i % 2 == 0).to_string()),
+        7 => ("delta", (i % 5) as f64 / 4.0).into_text(),
+        _ => ("add-noise", (i % 2 == 0).to_string()),
+    });
+    changes
+}
+
+trait IntoText {
+    fn into_text(self) -> (&'static str, String);
+}
+
+impl IntoText for (&'static str, f64) {
+    fn into_text(self) -> (&'static str, String) {
+        (self.0, self.1.to_string())
+    }
+}
+
+#[test]
+fn a_storm_of_changes_loses_no_frame_and_settles() {
+    const CHANGES: u64 = 1000;
+    let rig = Rig::playing(&[], &rgb());
+    let (pushed, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in 0..CHANGES {
+                for (name, value) in storm(i) {
+                    set(&rig.element, &[(name, &value)]);
+                }
+                if i % 10 == 9 {
+                    let seen = pushed.load(Ordering::SeqCst);
+                    wait_until("frames flow", || pushed.load(Ordering::SeqCst) > seen);
+                }
+            }
+            over.store(true, Ordering::SeqCst);
+        });
+        while !over.load(Ordering::SeqCst) {
+            rig.push(frame(pushed.load(Ordering::SeqCst)));
+            pushed.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let stormy = pushed.load(Ordering::SeqCst);
+    assert!(stormy >= CHANGES / 10);
+
+    // The same picture again and again, until it comes out as with these settings from the start.
+    set(&rig.element, CALM);
+    let expected = restyled(CALM, 0..1).remove(0);
+    let mut count = stormy;
+    let mut out = rig.frames();
+    let mut push = || {
+        rig.push(buffer(picture(0), count));
+        count += 1;
+        let new = rig.frames();
+        let caps = rig.output_caps();
+        let settled = new
+            .iter()
+            .all(|buffer| difference(&pixels(buffer, &caps), &expected) <= 1);
+        out.extend(new);
+        settled
+    };
+    let mut in_a_row = 0;
+    for _ in 0..500 {
+        in_a_row = if push() { in_a_row + 1 } else { 0 };
+        if in_a_row == 5 {
+            break;
+        }
+    }
+    assert_eq!(in_a_row, 5, "it did not settle");
+    rig.end();
+    out.extend(rig.frames());
+    assert_eq!(out.len() as u64, count);
+    for (k, buffer) in (0..).zip(&out) {
+        assert_eq!(buffer.pts(), Some(time(k)));
+    }
+    assert!(rig.errors().is_empty());
+}
+
+#[test]
+fn a_prompt_changes_the_picture() {
+    let with = |prompt| [("prompt", prompt), ("cfg-type", "none")];
+    let cat = restyled(&with("a neon cat"), 0..1).remove(0);
+    let sea = restyled(&with("a calm sea"), 0..1).remove(0);
+    assert!(difference(&cat, &sea) > 4);
+    let rig = Rig::playing(&join(&with("a neon cat"), &[("t-index-list", "")]), &rgb());
+    let shown = |k, expected: &[u8]| {
+        rig.push(buffer(picture(0), k));
+        let found = rig.pictures();
+        found.last().is_some_and(|f| difference(f, expected) <= 1)
+    };
+    assert!((0..5).any(|k| shown(k, &cat)));
+    set(&rig.element, &with("a calm sea"));
+    assert!((5..500).any(|k| shown(k, &sea)));
+    set(&rig.element, &with("a neon cat"));
+    assert!((500..999).any(|k| shown(k, &cat)));
+}
+
+#[test]
+fn each_frame_goes_through_the_steps_it_entered_with() {
+    const LISTS: [&str; 5] = ["35", "0,16,32,45", "32,45", "35", "22,32,45"];
+    const EACH: u64 = 4;
+    let frames = LISTS.len() as u64 * EACH;
+    let rig = Rig::playing(&[], &rgb());
+    for (i, list) in (0..).zip(LISTS) {
+        set(&rig.element, &[("t-index-list", list)]);
+        rig.push_frames(i * EACH..(i + 1) * EACH);
+    }
+    rig.end();
+    let caps = rig.output_caps();
+    let out = rig.frames();
+    assert_eq!(out.len() as u64, frames);
+    for (i, list) in LISTS.iter().enumerate() {
+        let entered = i as u64 * EACH..(i as u64 + 1) * EACH;
+        let expected = restyled(&[("t-index-list", list)], entered.clone());
+        for (k, expected) in entered.zip(&expected) {
+            let found = &out[k as usize];
+            assert_eq!(found.pts(), Some(time(k)));
+            same(
+                &pixels(found, &caps),
+                expected,
+                &format!("frame {k}, {list}"),
+            );
+        }
+    }
+    assert!(rig.errors().is_empty());
+}
+
+#[test]
+fn every_live_setting_takes_effect_as_if_set_from_the_start() {
+    let base: &[Setting] = &[
+        ("prompt", "a neon cat"),
+        ("negative-prompt", "ink"),
+        ("cfg-type", "self"),
+        ("guidance-scale", "1.4"),
+    ];
+    let before = restyled(base, 0..1).remove(0);
+    for change in [
+        ("steps", "4"),
+        ("strength", "0.9"),
+        ("t-index-list", "10,20"),
+        ("num-inference-steps", "25"),
+        ("guidance-scale", "3"),
+        ("delta", "0.2"),
+        ("cfg-type", "none"),
+        ("seed", "99"),
+        ("add-noise", "false"),
+    ] {
+        let rig = Rig::playing(base, &rgb());
+        rig.push_frames(0..1);
+        set(&rig.element, &[change]);
+        // What is in flight takes the new guidance, so it is left out.
+        rig.push_frames(0..1);
+        rig.end();
+        let found = rig.pictures();
+        assert_eq!(found.len(), 2);
+        let after = restyled(&join(base, &[change]), 0..1).remove(0);
+        assert_ne!(before, after, "{change:?} does nothing");
+        same(&found[1], &after, &format!("{change:?}"));
+    }
+}
+
+#[test]
+fn a_still_clip_is_processed_now_and_then() {
+    const FRAMES: u64 = 23;
+    for (list, skips, processed) in [("35", 10, 3), ("32,45", 10, 3), ("35", 3, 6), ("35", 0, 23)] {
+        let most = skips.to_string();
+        let settings = [
+            ("t-index-list", list),
+            ("similarity-filter", "true"),
+            ("ssf-threshold", "0.98"),
+            ("ssf-max-skip", &most),
+        ];
+        let expected = restyled(&[("t-index-list", list)], 0..1).remove(0);
+        let rig = Rig::playing(&settings, &rgb());
+        for k in 0..FRAMES {
+            rig.push(buffer(picture(0), k));
+        }
+        rig.end();
+        let caps = rig.output_caps();
+        let out = rig.frames();
+        assert_eq!(out.len() as u64, FRAMES, "{settings:?}");
+        assert_eq!(stat(&rig.element, "processed"), processed, "{settings:?}");
+        assert_eq!(stat(&rig.element, "skipped"), FRAMES - processed);
+        assert_eq!(stat(&rig.element, "output"), FRAMES);
+        let memory = |buffer: &gst::Buffer| buffer.peek_memory(0).as_ptr();
+        for (k, found) in (0..).zip(&out) {
+            assert_eq!(found.pts(), Some(time(k)));
+            assert_eq!(found.duration(), Some(time(1)));
+            same(&pixels(found, &caps), &expected, "a still picture");
+            let first = k / (skips + 1) * (skips + 1);
+            let shared = memory(found) == memory(&out[first as usize]);
+            assert!(shared, "frame {k} does not share the memory of {first}");
+            if first == k && k > 0 {
+                assert_ne!(memory(found), memory(&out[k as usize - 1]), "frame {k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn frames_that_differ_are_not_skipped() {
+    let settings = [
+        ("similarity-filter", "true"),
+        ("ssf-threshold", "1"),
+        ("t-index-list", "35"),
+    ];
+    let expected = restyled(&[("t-index-list", "35")], 0..8);
+    let rig = Rig::playing(&settings, &rgb());
+    rig.push_frames(0..8);
+    rig.end();
+    assert_eq!(stat(&rig.element, "skipped"), 0);
+    let found = rig.pictures();
+    assert_eq!(found.len(), 8);
+    for (found, expected) in found.iter().zip(&expected) {
+        same(found, expected, "not skipped");
+    }
+}

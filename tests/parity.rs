@@ -1,0 +1,127 @@
+//! The element against what the published Python package makes of the same frames with the same model.
+
+mod common;
+
+use std::fs;
+
+use common::*;
+
+/// A parity fixture; `tests/data/parity/README.md` says what agreement means.
+struct Case {
+    name: String,
+    settings: Vec<(&'static str, String)>,
+    steps: usize,
+    width: u32,
+    height: u32,
+    input: Vec<Vec<u8>>,
+    expected: Vec<Vec<u8>>,
+}
+
+fn cases() -> Vec<Case> {
+    let file = fs::read(data("parity/cases.json")).unwrap();
+    let cases: Vec<serde_json::Value> = serde_json::from_slice(&file).unwrap();
+    cases
+        .iter()
+        .map(|case| {
+            let text = |key: &str| match &case[key] {
+                serde_json::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let indices: Vec<_> = case["t_index_list"].as_array().unwrap().clone();
+            let list: Vec<_> = indices.iter().map(|i| i.to_string()).collect();
+            let mut settings = vec![
+                ("t-index-list", list.join(",")),
+                ("similarity-filter", "false".into()),
+            ];
+            for (property, key) in [
+                ("prompt", "prompt"),
+                ("negative-prompt", "negative_prompt"),
+                ("num-inference-steps", "num_inference_steps"),
+                ("guidance-scale", "guidance_scale"),
+                ("delta", "delta"),
+                ("cfg-type", "cfg_type"),
+                ("seed", "seed"),
+                ("add-noise", "add_noise"),
+            ] {
+                settings.push((property, text(key)));
+            }
+            let name = text("name");
+            let side = |key: &str| case[key].as_u64().unwrap() as u32;
+            Case {
+                input: frames(&name, "in"),
+                expected: frames(&name, "out"),
+                steps: indices.len(),
+                width: side("width"),
+                height: side("height"),
+                settings,
+                name,
+            }
+        })
+        .collect()
+}
+
+fn frames(name: &str, which: &str) -> Vec<Vec<u8>> {
+    let file = fs::read(data(&format!("parity/{name}.{which}.npy"))).unwrap();
+    let array = npyz::NpyFile::new(&file[..]).unwrap();
+    let size: u64 = array.shape()[1..].iter().product();
+    let data: Vec<u8> = array.into_vec().unwrap();
+    data.chunks(size as usize).map(<[u8]>::to_vec).collect()
+}
+
+/// Output frames, and the reference's for the same input frames, must be the same but for rounding.
+fn agree(case: &Case, found: &[Vec<u8>]) {
+    assert_eq!(found.len(), case.input.len(), "{}", case.name);
+    let expected = &case.expected[case.steps - 1..];
+    assert!(expected.len() >= 5, "{}", case.name);
+    for (j, (found, expected)) in found.iter().zip(expected).enumerate() {
+        same(found, expected, &format!("{}, frame {j}", case.name));
+    }
+}
+
+#[test]
+fn the_element_agrees_with_the_reference() {
+    let cases = cases();
+    assert_eq!(cases.len(), 6);
+    for case in &cases {
+        let settings: Vec<_> = case.settings.iter().map(|(k, v)| (*k, &v[..])).collect();
+        let rig = Rig::playing(&settings, &caps("RGB", case.width, case.height));
+        for (k, input) in case.input.iter().enumerate() {
+            rig.push(buffer(input.clone(), k as u64));
+            let early = (k + 2).saturating_sub(case.steps);
+            assert_eq!(stat(&rig.element, "output"), early as u64, "{}", case.name);
+        }
+        rig.end();
+        let out = rig.frames();
+        for (k, buffer) in out.iter().enumerate() {
+            assert_eq!(buffer.pts(), Some(time(k as u64)), "{}", case.name);
+            assert_eq!(buffer.duration(), Some(time(1)), "{}", case.name);
+        }
+        let caps = rig.output_caps();
+        let found: Vec<_> = out.iter().map(|buffer| pixels(buffer, &caps)).collect();
+        agree(case, &found);
+        assert!(rig.errors().is_empty());
+    }
+}
+
+/// The command line of the documentation.
+#[test]
+fn gst_launch_agrees_with_the_reference() {
+    let cases = cases();
+    let case = cases.iter().find(|c| c.name == "two-step-none").unwrap();
+    let folder = Folder::new();
+    fs::write(folder.file("two-step-none.in.rgb"), case.input.concat()).unwrap();
+    let line = format!(
+        "gst-launch-1.0 filesrc location=two-step-none.in.rgb ! rawvideoparse format=rgb width=64 height=64 framerate=30/1 ! \
+         streamdiffusion model={} prompt=\"a neon cat\" negative-prompt=ink t-index-list=32,45 cfg-type=none seed=42 \
+         similarity-filter=false ! video/x-raw,format=RGB ! filesink location=out.rgb",
+        parity().display()
+    );
+    let output = tool("sh", &folder, &["coreelements", "rawparse"])
+        .args(["-c", &line])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let found = fs::read(folder.file("out.rgb")).unwrap();
+    let found: Vec<_> = found.chunks(64 * 64 * 3).map(<[u8]>::to_vec).collect();
+    agree(case, &found);
+}
