@@ -7,29 +7,54 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use common::*;
 use gst::prelude::*;
 
 type Flow = Result<gst::FlowSuccess, gst::FlowError>;
 
-/// Pushes a frame from another thread, and waits until it is in the element.
-fn push(rig: &Rig) -> JoinHandle<Flow> {
-    let inside = Arc::new(AtomicBool::new(false));
-    let pad = rig.element.static_pad("sink").unwrap();
-    let probe = pad.add_probe(gst::PadProbeType::BUFFER, {
-        let inside = inside.clone();
-        move |_, _| {
-            inside.store(true, Ordering::SeqCst);
-            gst::PadProbeReturn::Ok
-        }
-    });
-    let src = rig.src.clone();
-    let pushing = std::thread::spawn(move || src.push(frame(0)));
-    wait_until("the frame is in", || inside.load(Ordering::SeqCst));
-    pad.remove_probe(probe.unwrap());
-    pushing
+/// A thread that pushes a frame when it is told to, and tells what came of it. It is there from the start: the loader
+/// lets no thread start while it opens a library.
+struct Pusher {
+    go: Sender<()>,
+    flow: Receiver<Flow>,
+    inside: Arc<AtomicBool>,
+}
+
+impl Pusher {
+    fn new(rig: &Rig) -> Self {
+        let (go, told) = channel();
+        let (tell, flow) = channel();
+        let inside = Arc::new(AtomicBool::new(false));
+        let pad = rig.element.static_pad("sink").unwrap();
+        pad.add_probe(gst::PadProbeType::BUFFER, {
+            let inside = inside.clone();
+            move |_, _| {
+                inside.store(true, Ordering::SeqCst);
+                gst::PadProbeReturn::Ok
+            }
+        });
+        let src = rig.src.clone();
+        std::thread::spawn(move || {
+            for () in told {
+                let _ = tell.send(src.push(frame(0)));
+            }
+        });
+        Self { go, flow, inside }
+    }
+
+    /// Has a frame pushed, and waits until it is in the element.
+    fn push(&self) {
+        self.inside.store(false, Ordering::SeqCst);
+        self.go.send(()).unwrap();
+        wait_until("the frame is in", || self.inside.load(Ordering::SeqCst));
+        assert!(self.flow.try_recv().is_err(), "the frame did not wait");
+    }
+
+    fn flow(&self) -> Flow {
+        self.flow.recv_timeout(PATIENCE.into()).expect("no end of the wait")
+    }
 }
 
 #[test]
@@ -45,6 +70,13 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
     // SAFETY: this program's only test, and nothing else reads or writes the environment now.
     unsafe { std::env::set_var("ORT_DYLIB_PATH", &pipe) };
 
+    let pusher = Pusher::new(&rig);
+    let (stop, told) = channel::<()>();
+    let element = rig.element.clone();
+    let stopping = std::thread::spawn(move || {
+        told.recv().unwrap();
+        element.set_state(gst::State::Null)
+    });
     rig.play(&rgb());
     let mut held = None;
     let start = std::time::Instant::now();
@@ -61,10 +93,9 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
     }
 
     for _ in 0..3 {
-        let pushing = push(&rig);
-        assert!(!pushing.is_finished(), "the frame did not wait");
+        pusher.push();
         assert!(rig.event(gst::event::FlushStart::new()));
-        assert_eq!(pushing.join().unwrap(), Err(gst::FlowError::Flushing));
+        assert_eq!(pusher.flow(), Err(gst::FlowError::Flushing));
         assert!(rig.event(gst::event::FlushStop::new(true)));
         assert!(rig.segment());
     }
@@ -74,10 +105,9 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
     set(&rig.element, &[("prompt", "another")]);
 
     // A stop ends it too; it then waits itself for the loader, which cannot be interrupted.
-    let pushing = push(&rig);
-    let element = rig.element.clone();
-    let stopping = std::thread::spawn(move || element.set_state(gst::State::Null));
-    assert_eq!(pushing.join().unwrap(), Err(gst::FlowError::Flushing));
+    pusher.push();
+    stop.send(()).unwrap();
+    assert_eq!(pusher.flow(), Err(gst::FlowError::Flushing));
     drop(held);
     stopping.join().unwrap().unwrap();
     rig.stop();

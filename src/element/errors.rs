@@ -6,10 +6,10 @@ use crate::error::Error;
 pub fn message(error: &Error) -> gst::ErrorMessage {
     let text = error.to_string();
     match error {
-        Error::NotFound { .. } => gst::error_msg!(gst::ResourceError::NotFound, ["{}", text]),
-        Error::Invalid { .. } => gst::error_msg!(gst::StreamError::Format, ["{}", text]),
-        Error::Setting { .. } => gst::error_msg!(gst::LibraryError::Settings, ["{}", text]),
-        Error::Library(_) => gst::error_msg!(gst::LibraryError::Init, ["{}", text]),
-        Error::Engine { .. } => gst::error_msg!(gst::StreamError::Failed, ["{}", text]),
+        Error::NotFound { .. } => gst::error_msg!(gst::ResourceError::NotFound, ("{}", text)),
+        Error::Invalid { .. } => gst::error_msg!(gst::StreamError::Format, ("{}", text)),
+        Error::Setting { .. } => gst::error_msg!(gst::LibraryError::Settings, ("{}", text)),
+        Error::Library(_) => gst::error_msg!(gst::LibraryError::Init, ("{}", text)),
+        Error::Engine { .. } => gst::error_msg!(gst::StreamError::Failed, ("{}", text)),
     }
 }

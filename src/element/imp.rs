@@ -106,7 +106,7 @@ impl ObjectImpl for StreamDiffusion {
             gst::element_imp_warning!(
                 self,
                 gst::LibraryError::Settings,
-                ["property {}: {what}; the old value stays", pspec.name()]
+                ("property {}: {what}; the old value stays", pspec.name())
             );
         }
     }
@@ -187,7 +187,7 @@ impl BaseTransformImpl for StreamDiffusion {
         *self.latency.lock() = Latency::default();
         let observer = ElementObserver(self.obj().downgrade());
         let worker = Worker::new(model, self.stats.clone(), observer)
-            .map_err(|err| gst::error_msg!(gst::LibraryError::Init, ["no worker thread: {err}"]))?;
+            .map_err(|err| gst::error_msg!(gst::LibraryError::Init, ("no worker thread: {err}")))?;
         *self.state.lock() = State {
             at_start: settings,
             asker: worker.asker(),
@@ -740,7 +740,7 @@ impl Observer for ElementObserver {
             gst::element_warning!(
                 element,
                 gst::LibraryError::Settings,
-                ["{error}; the old value stays in force"]
+                ("{error}; the old value stays in force")
             );
         }
     }
