@@ -95,8 +95,8 @@ fn model_folders_that_cannot_be() {
                 fs::remove_dir_all(folder.path()).unwrap();
                 fs::write(folder.path(), "a file").unwrap();
             },
-            Resource,
-            &["folder"],
+            Stream,
+            &["folder, found a file"],
         ),
         (
             |folder| fs::remove_file(folder.file("unet/model.onnx")).unwrap(),

@@ -123,23 +123,26 @@ fn with_colorimetry(format: &str, colorimetry: &str) -> gst::Caps {
     caps
 }
 
-/// What the element makes of a frame of one colour, as RGB, with little noise so that the colour counts.
-fn restyled_colour(caps: &gst::Caps, data: Vec<u8>) -> Vec<u8> {
+/// What the element makes of frames of one colour each, as RGB, with so little noise that the colour counts.
+fn restyled_colours(caps: &gst::Caps, frames: impl Iterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
     let wanted = Neighbours {
         takes: Some("video/x-raw,format=RGB".parse().unwrap()),
         ..Default::default()
     };
     let rig = Rig::new(&[("t-index-list", "49")], wanted);
     rig.play(caps);
-    rig.push(buffer(data, 0));
-    rig.pictures().remove(0)
+    frames.for_each(|data| rig.push(buffer(data, 0)));
+    rig.pictures()
 }
 
-fn mean_difference(a: &[u8], b: &[u8]) -> f64 {
+/// The mean difference of pictures, in 1/255.
+fn mean_difference(a: &[Vec<u8>], b: &[Vec<u8>]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let (a, b) = (a.concat(), b.concat());
     assert_eq!(a.len(), b.len());
     let sum: u64 = a
         .iter()
-        .zip(b)
+        .zip(&b)
         .map(|(a, b)| u64::from(a.abs_diff(*b)))
         .sum();
     sum as f64 / a.len() as f64
@@ -147,21 +150,33 @@ fn mean_difference(a: &[u8], b: &[u8]) -> f64 {
 
 #[test]
 fn colours_come_in_as_the_caps_say() {
-    for colour in [[200, 60, 90], [30, 170, 60], [70, 90, 220]] {
-        let expected = restyled_colour(&rgb(), colour.repeat(64 * 64));
-        for (name, kr, kb, full) in COLORIMETRIES {
-            let yuv = to_yuv(colour, (kr, kb, full));
-            let planes: Vec<u8> = yuv.iter().flat_map(|v| [*v; 64 * 64]).collect();
-            let difference = |said| {
-                let caps = with_colorimetry("Y444", said);
-                mean_difference(&restyled_colour(&caps, planes.clone()), &expected)
-            };
-            let right = difference(name);
-            eprintln!("{colour:?} {name} {right}");
-            for (wrong, ..) in COLORIMETRIES.iter().filter(|c| c.0 != name) {
-                let wrong_ = difference(wrong);
-            eprintln!("{colour:?} {name} {wrong} {wrong_}");
-            }
+    const COLOURS: [[u8; 3]; 8] = [
+        [200, 60, 90],
+        [30, 170, 60],
+        [70, 90, 220],
+        [240, 30, 30],
+        [20, 240, 20],
+        [30, 30, 240],
+        [250, 250, 250],
+        [10, 10, 10],
+    ];
+    let rgb_frames = COLOURS.iter().map(|colour| colour.repeat(64 * 64));
+    let expected = restyled_colours(&rgb(), rgb_frames);
+    assert_eq!(expected.len(), COLOURS.len());
+    for (name, kr, kb, full) in COLORIMETRIES {
+        let difference = |said| {
+            let planes = COLOURS.map(|colour| to_yuv(colour, (kr, kb, full)));
+            let frames = planes
+                .iter()
+                .map(|yuv| yuv.iter().flat_map(|v| [*v; 64 * 64]).collect());
+            let found = restyled_colours(&with_colorimetry("Y444", said), frames);
+            mean_difference(&found, &expected)
+        };
+        let right = difference(name);
+        assert!(right < 0.1, "{name}: {right}");
+        for (other, ..) in COLORIMETRIES.iter().filter(|c| c.0 != name) {
+            let wrong = difference(other);
+            assert!(wrong > 2.0 * right, "{name}: {right}, as {other}: {wrong}");
         }
     }
 }

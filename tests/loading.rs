@@ -3,84 +3,74 @@
 
 mod common;
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
 use common::*;
 use gst::prelude::*;
 
 type Flow = Result<gst::FlowSuccess, gst::FlowError>;
 
-/// A thread that pushes a frame when it is told to, and tells what came of it. It is there from the start: the loader
-/// lets no thread start while it opens a library.
-struct Pusher {
-    go: Sender<()>,
-    flow: Receiver<Flow>,
-    inside: Arc<AtomicBool>,
+/// Pushes a frame from another thread, and waits until it is in the element.
+fn push(rig: &Rig) -> JoinHandle<Flow> {
+    let inside = Arc::new(AtomicBool::new(false));
+    let pad = rig.element.static_pad("sink").unwrap();
+    let probe = pad.add_probe(gst::PadProbeType::BUFFER, {
+        let inside = inside.clone();
+        move |_, _| {
+            inside.store(true, Ordering::SeqCst);
+            gst::PadProbeReturn::Ok
+        }
+    });
+    let src = rig.src.clone();
+    let pushing = std::thread::spawn(move || src.push(frame(0)));
+    wait_until("the frame is in", || inside.load(Ordering::SeqCst));
+    pad.remove_probe(probe.unwrap());
+    assert!(!pushing.is_finished(), "the frame did not wait");
+    pushing
 }
 
-impl Pusher {
-    fn new(rig: &Rig) -> Self {
-        let (go, told) = channel();
-        let (tell, flow) = channel();
-        let inside = Arc::new(AtomicBool::new(false));
-        let pad = rig.element.static_pad("sink").unwrap();
-        pad.add_probe(gst::PadProbeType::BUFFER, {
-            let inside = inside.clone();
-            move |_, _| {
-                inside.store(true, Ordering::SeqCst);
-                gst::PadProbeReturn::Ok
-            }
-        });
-        let src = rig.src.clone();
-        std::thread::spawn(move || {
-            for () in told {
-                let _ = tell.send(src.push(frame(0)));
-            }
-        });
-        Self { go, flow, inside }
-    }
-
-    /// Has a frame pushed, and waits until it is in the element.
-    fn push(&self) {
-        self.inside.store(false, Ordering::SeqCst);
-        self.go.send(()).unwrap();
-        wait_until("the frame is in", || self.inside.load(Ordering::SeqCst));
-        assert!(self.flow.try_recv().is_err(), "the frame did not wait");
-    }
-
-    fn flow(&self) -> Flow {
-        self.flow.recv_timeout(PATIENCE.into()).expect("no end of the wait")
-    }
+/// A library that is no ONNX Runtime, but says so only after `pipe` is closed.
+fn slow_library(folder: &Folder, pipe: &Path) -> PathBuf {
+    let source = folder.file("slow.c");
+    let code = format!(
+        "int open(const char *, int, ...);
+         long read(int, void *, unsigned long);
+         void *OrtGetApiBase(void) {{ char c; read(open({pipe:?}, 0), &c, 1); return 0; }}"
+    );
+    fs::write(&source, code).unwrap();
+    let library = folder.file("libonnxruntime.so");
+    let output = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .output()
+        .expect("cc, which Rust links with, is needed");
+    assert!(output.status.success(), "{output:?}");
+    library
 }
 
 #[test]
 fn a_flush_and_a_stop_end_the_wait_for_the_model() {
     let rig = Rig::new(&[], Neighbours::default());
     let real = std::env::var_os("ORT_DYLIB_PATH");
-    // A library that is a pipe: opening it lasts until this test closes its end.
     let folder = Folder::new();
-    let pipe = folder.file("libonnxruntime.so");
+    let pipe = folder.file("pipe");
     let path = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
     // SAFETY: the path is a null-terminated string.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    let library = slow_library(&folder, &pipe);
     // SAFETY: this program's only test, and nothing else reads or writes the environment now.
-    unsafe { std::env::set_var("ORT_DYLIB_PATH", &pipe) };
+    unsafe { std::env::set_var("ORT_DYLIB_PATH", library) };
 
-    let pusher = Pusher::new(&rig);
-    let (stop, told) = channel::<()>();
-    let element = rig.element.clone();
-    let stopping = std::thread::spawn(move || {
-        told.recv().unwrap();
-        element.set_state(gst::State::Null)
-    });
     rig.play(&rgb());
     let mut held = None;
     let start = std::time::Instant::now();
-    // It can be opened once the loader has it open, so that the model is known to be loading from here on.
+    // It can be opened once the library has it open, so that the model is known to be loading from here on.
     while held.is_none() {
         assert!(
             start.elapsed() < std::time::Duration::from(PATIENCE),
@@ -93,9 +83,9 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
     }
 
     for _ in 0..3 {
-        pusher.push();
+        let pushing = push(&rig);
         assert!(rig.event(gst::event::FlushStart::new()));
-        assert_eq!(pusher.flow(), Err(gst::FlowError::Flushing));
+        assert_eq!(pushing.join().unwrap(), Err(gst::FlowError::Flushing));
         assert!(rig.event(gst::event::FlushStop::new(true)));
         assert!(rig.segment());
     }
@@ -105,9 +95,10 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
     set(&rig.element, &[("prompt", "another")]);
 
     // A stop ends it too; it then waits itself for the loader, which cannot be interrupted.
-    pusher.push();
-    stop.send(()).unwrap();
-    assert_eq!(pusher.flow(), Err(gst::FlowError::Flushing));
+    let pushing = push(&rig);
+    let element = rig.element.clone();
+    let stopping = std::thread::spawn(move || element.set_state(gst::State::Null));
+    assert_eq!(pushing.join().unwrap(), Err(gst::FlowError::Flushing));
     drop(held);
     stopping.join().unwrap().unwrap();
     rig.stop();
