@@ -247,6 +247,8 @@ struct Studio {
     wanted: Option<Prompts>,
     /// The properties looked at last.
     applied: Option<Arc<Settings>>,
+    /// The properties in force: those looked at last, unless they could not be taken over.
+    in_force: Option<Arc<Settings>>,
     /// The prompts in force.
     conditioning: Option<Conditioning<HostTensor>>,
     running: Option<Running>,
@@ -270,6 +272,7 @@ impl Studio {
             loaded,
             wanted: None,
             applied: None,
+            in_force: None,
             conditioning: None,
             running: None,
         })
@@ -354,7 +357,8 @@ impl Studio {
         }
     }
 
-    /// A new stream. Frames wait for prompts only if there are none in force yet.
+    /// A new stream, with the properties in force if there are any: newer ones are for [`Self::apply`] to take over or
+    /// refuse. Frames wait for prompts only if there are none in force yet.
     fn start(&mut self, size: (usize, usize), settings: &Arc<Settings>) -> Result<Running> {
         let conditioning = match (&self.conditioning, &self.wanted) {
             (Some(conditioning), _) => conditioning.clone(),
@@ -362,6 +366,7 @@ impl Studio {
             (None, None) => return Err(Error::engine("text_encoder", "was asked for no prompt")),
         };
         self.conditioning = Some(conditioning.clone());
+        let settings = self.in_force.clone().unwrap_or_else(|| settings.clone());
         let folder = &self.loaded.folder;
         let stream = Stream::new(
             Host,
@@ -372,7 +377,10 @@ impl Studio {
             settings.stream(folder.manifest())?,
             conditioning,
         )?;
-        self.applied = Some(settings.clone());
+        if self.in_force.is_none() {
+            self.in_force = Some(settings.clone());
+            self.applied = Some(settings);
+        }
         Ok(Running {
             stream,
             size,
@@ -390,8 +398,9 @@ impl Studio {
         if self.applied.as_ref() != Some(settings) {
             self.applied = Some(settings.clone());
             let changed = settings.stream(self.loaded.folder.manifest());
-            if let Err(error) = changed.and_then(|settings| stream.configure(&settings)) {
-                observer.change_refused(&error);
+            match changed.and_then(|settings| stream.configure(&settings)) {
+                Ok(()) => self.in_force = Some(settings.clone()),
+                Err(error) => observer.change_refused(&error),
             }
         }
         match self.prompts.take_new() {
