@@ -128,9 +128,16 @@ fn model_folders_that_cannot_be() {
             &["streamdiffusion.toml", "nmae"],
         ),
         (
-            |folder| fs::write(folder.file("tokenizer/merges.txt"), "zzq qqz\n").unwrap(),
+            // As if the tokenizer were that of a model with more words.
+            |folder| {
+                let file = folder.file("text_encoder/config.json");
+                let text = fs::read_to_string(&file).unwrap();
+                let fewer = text.replace("\"vocab_size\": 526", "\"vocab_size\": 300");
+                assert_ne!(text, fewer);
+                fs::write(file, fewer).unwrap();
+            },
             Stream,
-            &["tokenizer/"],
+            &["tokenizer/tokenizer.json", "belongs to another model"],
         ),
     ];
     for (spoil, expected, parts) in cases {

@@ -492,7 +492,7 @@ pub fn tool(program: &str, folder: &Folder, plugins: &[&str]) -> Command {
     let others = plugins.iter().map(|name| {
         let plugin = gst::Registry::get().find_plugin(name);
         let plugin = plugin.unwrap_or_else(|| panic!("GStreamer has no plugin {name}"));
-        PathBuf::from(plugin.filename().unwrap())
+        plugin.filename().unwrap()
     });
     for plugin in others.chain([plugin()]) {
         let link = path.join(plugin.file_name().unwrap());
