@@ -227,6 +227,17 @@ def main():
                 other.append(correlation(out, photos[names[(i + 3) % len(names)]]))
         lines.append(f"| {n} | {np.mean(own):.3f} | {np.mean(other):.3f} |")
 
+    lines += ["", "## Strength", "", "Photographs, 2 steps: style recognised, correlation with the own input, PSNR to the filter's picture.", "", "| strength | timesteps | recognised | structure | PSNR to the filter |", "|---|---|---|---|---|"]
+    for strength in (0.16, 0.2, 0.24, 0.3, 0.36, 0.42):
+        hits, own, close = [], [], []
+        for style in NAMED:
+            outs = [pipe(v, styles.WORDINGS[style][0], 2, strength) for v in photos.values()]
+            hits += [c == style for c in classify(net, outs)]
+            own += [correlation(o, v) for o, v in zip(outs, photos.values())]
+            close += [psnr(o, styles.stylise(v, style)) for o, v in zip(outs, photos.values())]
+        at = ", ".join(str(999 - 20 * i) for i in step_list(2, strength))
+        lines.append(f"| {strength} | {at} | {100 * np.mean(hits):.1f} % | {np.mean(own):.3f} | {np.mean(close):.1f} dB |")
+
     lines += ["", "## Modifiers", "", "Share of outputs (2 steps, photographs) nearest to the filter with that modifier among all modifiers.", "", "| modifier | plain picture | with a style |", "|---|---|---|"]
     for m in list(styles.MODIFIERS)[1:]:
         word = styles.MODIFIER_WORDS[m][0]
