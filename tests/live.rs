@@ -30,9 +30,9 @@ fn storm(i: u64) -> Vec<(&'static str, String)> {
         3 => ("cfg-type", pick(&["none", "full", "self", "initialize"])),
         4 => ("seed", i.to_string()),
         5 => ("t-index-list", pick(&["35", "", "0,16,32,45", "32,45"])),
-        6 => ("similarity-filter", (i % 2 == 0).to_string()),
+        6 => ("similarity-filter", i.is_multiple_of(2).to_string()),
         7 => ("delta", (i % 5) as f64 / 4.0).into_text(),
-        _ => ("add-noise", (i % 2 == 0).to_string()),
+        _ => ("add-noise", i.is_multiple_of(2).to_string()),
     });
     changes
 }
