@@ -82,12 +82,13 @@ impl Latency {
         self.own() != self.announced
     }
 
-    /// What the element adds to the pipeline's latency.
+    /// What the element adds to the pipeline's latency: the frames held back, and the time for one. Where that is longer
+    /// than a frame lasts, late ones are dropped upstream and the next frame, which lets one held back go, comes no sooner.
     pub fn own(&self) -> ClockTime {
-        self.held() + self.processing
+        self.duration().max(self.processing) * self.held_back as u64 + self.processing
     }
 
-    /// How much of it is frames held back, which also is how much data the element can buffer.
+    /// How long the frames held back last, which is how much data the element can buffer.
     pub fn held(&self) -> ClockTime {
         self.duration() * self.held_back as u64
     }
@@ -137,6 +138,8 @@ mod tests {
         for i in 0..50u32 {
             assert!(!latency.update(0, MS * (96 + i % 8)), "{i}");
         }
+        latency.update(2, MS * 100);
+        assert_eq!(latency.announce(), ClockTime::from_mseconds(3 * 105));
         let slower = (0..10).any(|_| latency.update(0, MS * 150));
         assert!(slower);
         latency.announce();
