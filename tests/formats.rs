@@ -6,7 +6,6 @@ use std::fs;
 
 use common::*;
 use gst::prelude::*;
-use gststreamdiffusion::engine::shared;
 
 const FORMATS: [&str; 21] = [
     "RGB",
@@ -34,7 +33,7 @@ const FORMATS: [&str; 21] = [
 
 #[test]
 fn every_format_goes_to_every_format() {
-    let _kept = shared::load(&parity()).unwrap();
+    keep_model();
     for to in FORMATS {
         let wanted = Neighbours {
             takes: Some(caps(to, 64, 64)),

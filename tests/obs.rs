@@ -20,7 +20,7 @@ struct Filter {
 
 impl Filter {
     fn new(format: &str, settings: &str) -> Self {
-        init();
+        keep_model();
         let caps: gst::Caps =
             format!("video/x-raw,format={format},width=64,height=48,framerate=0/1")
                 .parse()

@@ -10,11 +10,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, LazyLock, Mutex, Once};
 
 use gst::prelude::*;
 use gst_video::prelude::*;
 use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
+use gststreamdiffusion::engine::shared;
 
 /// How long a test waits for what must happen. Only a failing test waits that long.
 pub const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(60);
@@ -58,6 +59,15 @@ pub fn make(settings: &[Setting]) -> gst::Element {
         .unwrap();
     set(&element, settings);
     element
+}
+
+/// Keeps the parity model loaded from now on, so that not every element of a test program loads it again.
+pub fn keep_model() {
+    static MODEL: LazyLock<Arc<shared::Loaded>> = LazyLock::new(|| {
+        init();
+        shared::load(&parity()).unwrap()
+    });
+    LazyLock::force(&MODEL);
 }
 
 /// Sets properties.
@@ -213,6 +223,7 @@ pub struct Rig {
 impl Rig {
     /// A rig that is playing, with caps and a segment.
     pub fn playing(settings: &[Setting], caps: &gst::Caps) -> Self {
+        keep_model();
         let rig = Self::new(settings, Neighbours::default());
         rig.play(caps);
         rig
