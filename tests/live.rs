@@ -245,3 +245,32 @@ fn frames_that_differ_are_not_skipped() {
         same(found, expected, "not skipped");
     }
 }
+
+#[test]
+fn a_controller_drives_properties_by_stream_time() {
+    use gst::prelude::*;
+    use gst_controller::prelude::*;
+    let element = make(&[]);
+    let source = gst_controller::InterpolationControlSource::new();
+    source.set_mode(gst_controller::InterpolationMode::None);
+    let binding = gst_controller::DirectControlBinding::new(&element, "strength", &source);
+    element.add_control_binding(&binding).unwrap();
+    assert!(source.set(time(0), 0.3));
+    assert!(source.set(time(3), 0.9));
+    let rig = Rig::with(element, Neighbours::default());
+    rig.play(&rgb());
+    rig.push_frames(0..6);
+    rig.end();
+    let found = rig.pictures();
+    assert_eq!(found.len(), 6);
+    let weak = restyled(&[("strength", "0.3")], 0..3);
+    let strong = restyled(&[("strength", "0.9")], 3..6);
+    for (k, (found, expected)) in found.iter().zip(weak.iter().chain(&strong)).enumerate() {
+        same(found, expected, &format!("frame {k}"));
+    }
+    let other = restyled(&[("strength", "0.3")], 3..4);
+    assert!(
+        difference(&other[0], &strong[0]) > 1,
+        "strength does nothing"
+    );
+}

@@ -331,7 +331,9 @@ impl Rig {
     #[track_caller]
     pub fn push(&self, buffer: gst::Buffer) {
         if let Err(flow) = self.src.push(buffer) {
-            panic!("{flow:?}, {:?}", self.errors());
+            let told = |message: &gst::Message| format!("{:?}", message.view());
+            let told: Vec<_> = self.errors().iter().map(told).collect();
+            panic!("{flow:?}: {told:?}");
         }
     }
 
