@@ -261,7 +261,7 @@ fn a_bad_live_change_is_a_warning_and_changes_nothing() {
 #[test]
 fn an_element_without_a_model_says_where_it_looked() {
     init();
-    // The tests' program is no place where the bundled model is looked for with success, unless it is in the source tree.
+    // Beside a test program there is none; there may be one in the source tree.
     let bundled = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let element = gst::ElementFactory::make("streamdiffusion")
         .build()

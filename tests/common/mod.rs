@@ -345,7 +345,7 @@ impl Rig {
         }
     }
 
-    /// Ends the stream; all frames must have come out, in order, with their times.
+    /// Ends the stream, so that all frames come out.
     #[track_caller]
     pub fn end(&self) {
         assert!(self.event(gst::event::Eos::new()));
