@@ -6,7 +6,7 @@ use std::fs;
 
 use common::*;
 
-/// A parity fixture; `tests/data/parity/README.md` says what agreement means.
+/// A parity fixture. The package emits frame j at call j + n − 1 with n steps; what it emits before frame 0 means nothing.
 struct Case {
     name: String,
     settings: Vec<(&'static str, String)>,
