@@ -179,7 +179,7 @@ def main():
     p.add_argument("--report", type=pathlib.Path, default="models/demo/REPORT.md")
     p.add_argument("--sheet", type=pathlib.Path, default="docs/images/demo-contact-sheet.png")
     p.add_argument("--sheet-only", action="store_true")
-    p.add_argument("--strength", type=float, default=0.36)
+    p.add_argument("--strength", type=float, default=0.24)
     p.add_argument("--scenes", type=int, default=8, help="procedural pictures next to the photographs")
     args = p.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def main():
     pipe = Pipeline(args.model)
     photos = photographs()
     unseen = {f"scene {i}": scenes.render(900_000 + i) for i in range(args.scenes)}
-    sheet(pipe, list(photos.values())[:5] + list(unseen.values())[1:2], args.sheet, 2, args.strength)
+    sheet(pipe, list(photos.values())[:5] + list(unseen.values())[4:5], args.sheet, 2, args.strength)
     if args.sheet_only:
         return
     net = train_classifier(args.work)

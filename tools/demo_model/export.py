@@ -44,7 +44,7 @@ source = "tools/demo_model, procedurally generated pictures only"
 [defaults]
 prompt = "neon lights, glowing edges"
 steps = 2
-strength = 0.36
+strength = 0.24
 guidance_scale = 1.0
 cfg_type = "none"
 size = 256
