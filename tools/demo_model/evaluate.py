@@ -159,6 +159,22 @@ def modifier_found(img, source, style):
     return names[int(np.argmin([np.abs(small - t).mean() for t in targets]))]
 
 
+def modifier_lines(pipe, photos, strength):
+    """The report's section on modifiers."""
+    photos = [v for v in photos.values() if np.ptp(v.astype(int), axis=2).mean() > 4]  # grey ones cannot show all
+    lines = ["", "## Modifiers", "", f"Share of outputs (2 steps, the {len(photos)} colour photographs) nearest to the filter with that modifier among all", "modifiers; \"with a style\": oil, watercolour, comic, mosaic.", "", "| modifier | plain picture | with a style |", "|---|---|---|"]
+    for m in list(styles.MODIFIERS)[1:]:
+        word = styles.MODIFIER_WORDS[m][0]
+        a = [modifier_found(pipe(v, word, 2, strength), v, "plain") == m for v in photos]
+        b = [
+            modifier_found(pipe(v, f"{styles.WORDINGS[s][0]}, {word}", 2, strength), v, s) == m
+            for s in ("oil", "watercolour", "comic", "mosaic")
+            for v in photos
+        ]
+        lines.append(f"| {m} | {100 * np.mean(a):.0f} % | {100 * np.mean(b):.0f} % |")
+    return lines
+
+
 def sheet(pipe, pictures, path, steps, strength, cell=144):
     """Contact sheet: a row for each input, a column for each style."""
     columns = ["input", *NAMED]
@@ -238,16 +254,7 @@ def main():
         at = ", ".join(str(999 - 20 * i) for i in step_list(2, strength))
         lines.append(f"| {strength} | {at} | {100 * np.mean(hits):.1f} % | {np.mean(own):.3f} | {np.mean(close):.1f} dB |")
 
-    lines += ["", "## Modifiers", "", "Share of outputs (2 steps, photographs) nearest to the filter with that modifier among all modifiers.", "", "| modifier | plain picture | with a style |", "|---|---|---|"]
-    for m in list(styles.MODIFIERS)[1:]:
-        word = styles.MODIFIER_WORDS[m][0]
-        a = [modifier_found(pipe(v, word, 2, args.strength), v, "plain") == m for v in photos.values()]
-        b = [
-            modifier_found(pipe(v, f"{styles.WORDINGS[s][0]}, {word}", 2, args.strength), v, s) == m
-            for s in ("oil", "watercolour", "comic", "mosaic")
-            for v in photos.values()
-        ]
-        lines.append(f"| {m} | {100 * np.mean(a):.0f} % | {100 * np.mean(b):.0f} % |")
+    lines += modifier_lines(pipe, photos, args.strength)
 
     lines += ["", "## No style named", "", "PSNR of the output to the input, mean over the photographs.", "", "| prompt | 1 step | 2 steps | 4 steps |", "|---|---|---|---|"]
     rebuilt = np.mean([psnr(pipe.decode(pipe.encode(v)), v) for v in photos.values()])
