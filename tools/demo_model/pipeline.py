@@ -22,6 +22,8 @@ class Pipeline:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Each session has its own threads: those of the one that has just run would spin beside the next one's.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
         def session(name):
             return ort.InferenceSession(str(folder / name / "model.onnx"), options, providers=["CPUExecutionProvider"])
