@@ -1,35 +1,26 @@
-//! The element itself: states, events, queries, and the way of a buffer through it.
+//! The element as GStreamer sees it: object, states, caps, allocation, events, queries.
 
-use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
-use gst_base::subclass::base_transform::{
-    GenerateOutputSuccess, InputBuffer, PrepareOutputBufferSuccess,
-};
+use gst_base::subclass::base_transform::GenerateOutputSuccess;
 use gst_base::subclass::prelude::*;
-use gst_video::prelude::*;
 use parking_lot::Mutex;
 
-use super::convert::{Exporter, Importer};
 use super::latency::Latency;
 use super::settings::Settings;
+use super::state::State;
 use super::stats::Stats;
-use super::timeline::{Departure, Timeline};
-use super::worker::{Asker, Frame, Interrupt, Observer, Unanswered, Worker};
-use super::{Timing, caps, errors, model_path, properties};
-use crate::device::HostTensor;
-use crate::engine::Model;
+use super::worker::{Interrupt, Observer, Worker};
+use super::{caps, errors, model_path, properties};
 use crate::engine::shared::Loaded;
 use crate::error::Error;
 use crate::model::Manifest;
-use crate::stream::Shown;
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
         "streamdiffusion",
         gst::DebugColorFlags::empty(),
@@ -41,45 +32,19 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 #[derive(Default)]
 pub struct StreamDiffusion {
     /// The properties as set.
-    settings: Mutex<Settings>,
+    pub(super) settings: Mutex<Settings>,
     /// What the loaded model's folder says, for properties that are not set.
-    manifest: Mutex<Manifest>,
+    pub(super) manifest: Mutex<Manifest>,
     /// Keeps the model loaded until the element goes to NULL, so that READY and back is quick.
-    kept: Mutex<Option<Arc<Loaded>>>,
+    pub(super) kept: Mutex<Option<Arc<Loaded>>>,
     /// Ends waits of the streaming thread.
-    interrupt: Interrupt,
+    pub(super) interrupt: Interrupt,
     /// The worker's thread while the element is started.
-    worker: Mutex<Option<Worker>>,
+    pub(super) worker: Mutex<Option<Worker>>,
     /// What the streaming thread works with.
-    state: Mutex<State>,
-    latency: Mutex<Latency>,
-    stats: Arc<Mutex<Stats>>,
-}
-
-/// The streaming thread's state, from start to stop.
-#[derive(Default)]
-struct State {
-    /// Properties that are read when the element starts.
-    at_start: Settings,
-    asker: Option<Asker>,
-    loaded: Option<Arc<Loaded>>,
-    video: Option<Video>,
-    timeline: Timeline,
-    /// The last properties that were sent to the worker, to share them while they don't change.
-    sent: Option<Arc<Settings>>,
-    /// The picture that left last and its memory, which frames that share the picture share too.
-    last: Option<(Arc<HostTensor>, gst::Buffer)>,
-    /// In immediate timing: pictures finished but not shown yet, and the one shown last.
-    waiting: VecDeque<Arc<HostTensor>>,
-    last_shown: Option<Arc<HostTensor>>,
-}
-
-/// What the caps say, and the conversions that follow from it.
-struct Video {
-    input: gst_video::VideoInfo,
-    output: gst_video::VideoInfo,
-    /// Made at the first frame, when the model is known.
-    converters: Option<(Importer, Exporter)>,
+    pub(super) state: Mutex<State>,
+    pub(super) latency: Mutex<Latency>,
+    pub(super) stats: Arc<Mutex<Stats>>,
 }
 
 #[glib::object_subclass]
@@ -188,11 +153,7 @@ impl BaseTransformImpl for StreamDiffusion {
         let observer = ElementObserver(self.obj().downgrade());
         let worker = Worker::new(model, self.stats.clone(), observer)
             .map_err(|err| gst::error_msg!(gst::LibraryError::Init, ("no worker thread: {err}")))?;
-        *self.state.lock() = State {
-            at_start: settings,
-            asker: worker.asker(),
-            ..State::default()
-        };
+        *self.state.lock() = State::new(settings, worker.asker());
         *self.worker.lock() = Some(worker);
         Ok(())
     }
@@ -235,25 +196,7 @@ impl BaseTransformImpl for StreamDiffusion {
         };
         gst::debug!(CAT, imp = self, "Input {incaps}, output {outcaps}");
         self.latency.lock().set_frame_rate(input.fps());
-        let mut state = self.state.lock();
-        state.last = None;
-        if !state
-            .video
-            .as_ref()
-            .is_some_and(|video| video.input == input)
-        {
-            // Pictures of the old size fit no frame of the new one.
-            state.waiting.clear();
-            state.last_shown = None;
-            if let Some(asker) = &state.asker {
-                asker.reset();
-            }
-        }
-        state.video = Some(Video {
-            input,
-            output,
-            converters: None,
-        });
+        self.state.lock().set_video(input, output);
         Ok(())
     }
 
@@ -358,7 +301,7 @@ impl BaseTransformImpl for StreamDiffusion {
                     gst::debug!(CAT, imp = self, "Draining ended with {flow:?}");
                 }
                 if let EventView::StreamStart(_) = event.view() {
-                    self.reset_stream();
+                    self.state.lock().reset();
                 }
             }
             EventView::Segment(segment) => {
@@ -406,324 +349,6 @@ impl BaseTransformImpl for StreamDiffusion {
     }
 }
 
-impl StreamDiffusion {
-    /// Has the worker restyle a frame, and puts what became ready on the timeline.
-    fn restyle(&self, input: gst::Buffer) -> Result<(), gst::FlowError> {
-        let Some(asker) = self.state.lock().asker.clone() else {
-            return Err(gst::FlowError::Flushing);
-        };
-        self.wait_for_model(&asker)?;
-        let frame = self.import(input)?;
-        let (ticket, immediate) = (frame.ticket, frame.prime);
-        let restyled = asker
-            .restyle(&self.interrupt, frame)
-            .map_err(|unanswered| self.unanswered(unanswered))?;
-        gst::trace!(
-            CAT,
-            imp = self,
-            "Frame {ticket}: {} ready after {:?}",
-            restyled.shown.len(),
-            restyled.took
-        );
-        self.tell_latency(if immediate { 0 } else { restyled.delay }, restyled.took);
-        let mut state = self.state.lock();
-        if !immediate {
-            state.timeline.finish(restyled.shown);
-            return Ok(());
-        }
-        match state.pick(restyled.shown) {
-            Some(picture) => {
-                let tag = ticket;
-                state.timeline.finish(vec![Shown { picture, tag }]);
-                Ok(())
-            }
-            None => {
-                drop(state);
-                Err(self.fail(&Error::engine(
-                    "stream",
-                    "gave no picture for the first frame",
-                )))
-            }
-        }
-    }
-
-    /// Tells the pipeline when the latency has changed enough.
-    fn tell_latency(&self, held_back: usize, took: std::time::Duration) {
-        let announced = {
-            let mut latency = self.latency.lock();
-            latency.update(held_back, took).then(|| latency.announce())
-        };
-        if let Some(announced) = announced {
-            gst::debug!(CAT, imp = self, "Latency is now {announced}");
-            let message = gst::message::Latency::builder().src(&*self.obj()).build();
-            if self.obj().post_message(message).is_err() {
-                gst::debug!(CAT, imp = self, "No bus to tell the latency to");
-            }
-        }
-    }
-
-    /// Waits until the model is loaded.
-    fn wait_for_model(&self, asker: &Asker) -> Result<(), gst::FlowError> {
-        if self.state.lock().loaded.is_some() {
-            return Ok(());
-        }
-        let loaded = asker
-            .model(&self.interrupt)
-            .map_err(|unanswered| self.unanswered(unanswered))?;
-        gst::info!(CAT, imp = self, "Model {} is loaded", loaded.folder.name());
-        self.manifest.lock().clone_from(loaded.folder.manifest());
-        *self.kept.lock() = Some(loaded.clone());
-        self.state.lock().loaded = Some(loaded);
-        Ok(())
-    }
-
-    /// The frame as the worker wants it; notes it on the timeline.
-    ///
-    /// The pixels are copied: from here on only timestamps, flags and metas of the input are kept, so that a camera's or
-    /// a decoder's buffer goes back at once, and one that wraps an application's memory is not touched again.
-    fn import(&self, input: gst::Buffer) -> Result<Frame, gst::FlowError> {
-        self.latency.lock().see(input.pts());
-        let settings = self.settings.lock().clone();
-        let result = {
-            let mut state = self.state.lock();
-            let Some(loaded) = state.loaded.clone() else {
-                return Err(gst::FlowError::Flushing);
-            };
-            state.import(&loaded, &input, settings)
-        };
-        match result {
-            Ok((picture, settings, prime)) => {
-                let input = without_memory(&input)?;
-                Ok(Frame {
-                    picture,
-                    ticket: self.state.lock().timeline.frame(input),
-                    settings,
-                    prime,
-                })
-            }
-            Err(error) => Err(self.fail(&error)),
-        }
-    }
-
-    /// The next buffer whose turn it is, after the events before it.
-    fn depart(&self) -> Result<Option<gst::Buffer>, gst::FlowError> {
-        loop {
-            let departure = self.state.lock().timeline.depart();
-            match departure {
-                Some(Departure::Event(event)) => {
-                    self.parent_sink_event(event);
-                }
-                Some(Departure::Frame { input, picture }) => {
-                    return self.export(&input, &picture).map(Some);
-                }
-                None => return Ok(None),
-            }
-        }
-    }
-
-    /// An output buffer that shows `picture` with the timestamps, flags and metas of `input`.
-    fn export(
-        &self,
-        input: &gst::Buffer,
-        picture: &Arc<HostTensor>,
-    ) -> Result<gst::Buffer, gst::FlowError> {
-        let shared = match &self.state.lock().last {
-            Some((last, buffer)) if Arc::ptr_eq(last, picture) => Some(buffer.copy()),
-            _ => None,
-        };
-        let mut output = match shared {
-            Some(mut output) => {
-                self.parent_copy_metadata(input, output.make_mut())
-                    .map_err(|err| {
-                        err.log_with_imp(self);
-                        gst::FlowError::Error
-                    })?;
-                output
-            }
-            None => {
-                let mut output = match self
-                    .parent_prepare_output_buffer(InputBuffer::Readable(input))?
-                {
-                    PrepareOutputBufferSuccess::Buffer(output) => output,
-                    PrepareOutputBufferSuccess::InputBuffer => return Err(gst::FlowError::Error),
-                };
-                let mut state = self.state.lock();
-                if let Err(error) = state.export(picture, output.make_mut()) {
-                    drop(state);
-                    return Err(self.fail(&error));
-                }
-                // Only the filter makes frames share a picture; without it the pool's memory goes straight back.
-                state.last = match self.settings.lock().similarity_filter {
-                    true => memory_only(&output).map(|memory| (picture.clone(), memory)),
-                    false => None,
-                };
-                output
-            }
-        };
-        let flags = gst_video::VideoBufferFlags::INTERLACED
-            | gst_video::VideoBufferFlags::TFF
-            | gst_video::VideoBufferFlags::RFF
-            | gst_video::VideoBufferFlags::ONEFIELD;
-        output.make_mut().unset_video_flags(flags);
-        self.stats.lock().frame_left();
-        Ok(output)
-    }
-
-    /// Finishes and pushes all frames under way, so that what comes next does not overtake them.
-    fn drain(&self) -> Result<(), gst::FlowError> {
-        let asker = {
-            let state = self.state.lock();
-            match &state.asker {
-                Some(asker) if !state.timeline.is_empty() => asker.clone(),
-                _ => return Ok(()),
-            }
-        };
-        let shown = asker
-            .drain(&self.interrupt)
-            .map_err(|unanswered| self.unanswered(unanswered))?;
-        gst::debug!(CAT, imp = self, "Drained {} frames", shown.len());
-        self.state.lock().timeline.finish(shown);
-        while let Some(buffer) = self.depart()? {
-            self.obj().src_pad().push(buffer)?;
-        }
-        Ok(())
-    }
-
-    /// Forgets all frames, at FLUSH_STOP.
-    fn flush(&self) {
-        let events = self.state.lock().timeline.clear();
-        for event in events.iter().filter(|event| event.is_sticky()) {
-            // Those that would not have been flushed downstream either stay known there.
-            if let Err(flow) = self.obj().src_pad().store_sticky_event(event) {
-                gst::debug!(CAT, imp = self, "{event:?} not kept: {flow:?}");
-            }
-        }
-        self.reset_stream();
-        self.interrupt.end();
-    }
-
-    fn reset_stream(&self) {
-        let mut state = self.state.lock();
-        state.waiting.clear();
-        state.last_shown = None;
-        state.last = None;
-        if let Some(asker) = &state.asker {
-            asker.reset();
-        }
-    }
-
-    fn answer_latency(&self, query: &mut gst::query::Latency) -> bool {
-        let mut upstream = gst::query::Latency::new();
-        if !self.obj().sink_pad().peer_query(&mut upstream) {
-            return false;
-        }
-        let (live, min, max) = upstream.result();
-        let (own, held) = {
-            let latency = self.latency.lock();
-            (latency.own(), latency.held())
-        };
-        // Frames held back are copies, so they are capacity that upstream does not need to have.
-        query.set(live, min + own, max.map(|max| max + held));
-        true
-    }
-
-    /// What a wait without an answer comes to; posts the error if nobody has.
-    fn unanswered(&self, unanswered: Unanswered) -> gst::FlowError {
-        match unanswered {
-            Unanswered::Flushing => gst::FlowError::Flushing,
-            Unanswered::Gone => gst::FlowError::Error,
-            Unanswered::Failed(error) => self.fail(&error),
-        }
-    }
-
-    fn fail(&self, error: &Error) -> gst::FlowError {
-        self.post_error_message(errors::message(error));
-        gst::FlowError::Error
-    }
-}
-
-impl State {
-    /// The picture of a frame, the properties that go with it, and whether a stream that holds nothing is primed.
-    fn import(
-        &mut self,
-        loaded: &Loaded,
-        input: &gst::Buffer,
-        settings: Settings,
-    ) -> Result<(HostTensor, Arc<Settings>, bool), Error> {
-        let Some(video) = &mut self.video else {
-            return Err(Error::engine("input", "a frame came before its caps"));
-        };
-        let (importer, _) = video.converters(loaded, &self.at_start)?;
-        let picture = importer.import(input).map_err(|err| {
-            Error::engine(
-                "input",
-                format!("the buffer does not hold a frame of its caps: {err}"),
-            )
-        })?;
-        let settings = Settings {
-            frame_buffer_size: self.at_start.frame_buffer_size,
-            ..settings
-        };
-        let settings = match &self.sent {
-            Some(sent) if **sent == settings => sent.clone(),
-            _ => self.sent.insert(Arc::new(settings)).clone(),
-        };
-        Ok((picture, settings, self.at_start.timing == Timing::Immediate))
-    }
-
-    /// Writes a picture into an output buffer.
-    fn export(&mut self, picture: &HostTensor, output: &mut gst::BufferRef) -> Result<(), Error> {
-        let (Some(video), Some(loaded)) = (&mut self.video, &self.loaded) else {
-            return Err(Error::engine("output", "a picture came before its caps"));
-        };
-        let (_, exporter) = video.converters(loaded, &self.at_start)?;
-        exporter
-            .export(picture, output)
-            .map_err(|err| Error::engine("output", err.to_string()))
-    }
-
-    /// The picture to show now in immediate timing: the oldest one that has not been shown, else the last one again.
-    fn pick(&mut self, shown: Vec<Shown<HostTensor, u64>>) -> Option<Arc<HostTensor>> {
-        for Shown { picture, .. } in shown {
-            let known = self.waiting.back().or(self.last_shown.as_ref());
-            if !known.is_some_and(|known| Arc::ptr_eq(known, &picture)) {
-                self.waiting.push_back(picture);
-            }
-        }
-        // One group may wait its turn; more would be a delay that grows.
-        while self.waiting.len() > self.at_start.frame_buffer_size as usize {
-            self.waiting.pop_front();
-        }
-        if let Some(next) = self.waiting.pop_front() {
-            self.last_shown = Some(next);
-        }
-        self.last_shown.clone()
-    }
-}
-
-impl Video {
-    /// The conversions to and from the size that frames are processed at.
-    fn converters(
-        &mut self,
-        loaded: &Loaded,
-        settings: &Settings,
-    ) -> Result<&mut (Importer, Exporter), Error> {
-        if let Some(ref mut converters) = self.converters {
-            return Ok(converters);
-        }
-        let frame = (self.input.width() as usize, self.input.height() as usize);
-        let limits = loaded.model.limits();
-        let size = settings.processing_size(loaded.folder.manifest(), limits, frame);
-        limits.check_size(size.0, size.1)?;
-        gst::info!(CAT, "Processing at {}x{}", size.0, size.1);
-        let failed = |err: glib::BoolError| Error::engine("video converter", err.to_string());
-        Ok(self.converters.insert((
-            Importer::new(&self.input, size).map_err(failed)?,
-            Exporter::new(size, &self.output).map_err(failed)?,
-        )))
-    }
-}
-
 /// Posts what the worker tells, as long as the element exists.
 struct ElementObserver(glib::WeakRef<super::StreamDiffusion>);
 
@@ -754,39 +379,4 @@ fn same_but_position(a: &gst::Segment, b: &gst::Segment) -> bool {
         a.set_position(b.position());
     }
     a == *b
-}
-
-/// Timestamps, flags and metas of a buffer, without its memory.
-fn without_memory(buffer: &gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
-    let parts =
-        gst::BufferCopyFlags::FLAGS | gst::BufferCopyFlags::TIMESTAMPS | gst::BufferCopyFlags::META;
-    let mut copy = buffer
-        .copy_region(parts, ..)
-        .map_err(|_| gst::FlowError::Error)?;
-    // Some metas hold on to memory, as that of a parent buffer does.
-    copy.make_mut().foreach_meta_mut(|meta| {
-        ControlFlow::Continue(match meta.has_tag::<gst::meta::tags::MemoryReference>() {
-            true => gst::buffer::BufferMetaForeachAction::Remove,
-            false => gst::buffer::BufferMetaForeachAction::Keep,
-        })
-    });
-    Ok(copy)
-}
-
-/// The memory of a buffer (not a copy of it) and its layout, without what belongs to one frame only.
-fn memory_only(buffer: &gst::Buffer) -> Option<gst::Buffer> {
-    let mut copy = buffer.copy_region(gst::BufferCopyFlags::MEMORY, ..).ok()?;
-    if let Some(layout) = buffer.meta::<gst_video::VideoMeta>() {
-        gst_video::VideoMeta::add_full(
-            copy.make_mut(),
-            gst_video::VideoFrameFlags::empty(),
-            layout.format(),
-            layout.width(),
-            layout.height(),
-            layout.offset(),
-            layout.stride(),
-        )
-        .ok()?;
-    }
-    Some(copy)
 }

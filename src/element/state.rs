@@ -1,0 +1,162 @@
+//! What the streaming thread works with, from start to stop.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use gst::glib;
+
+use super::Timing;
+use super::convert::{Exporter, Importer};
+use super::imp::CAT;
+use super::settings::Settings;
+use super::timeline::Timeline;
+use super::worker::Asker;
+use crate::device::HostTensor;
+use crate::engine::Model;
+use crate::engine::shared::Loaded;
+use crate::error::Error;
+use crate::stream::Shown;
+
+/// The streaming thread's state, from start to stop.
+#[derive(Default)]
+pub(super) struct State {
+    /// Properties that are read when the element starts.
+    at_start: Settings,
+    pub(super) asker: Option<Asker>,
+    pub(super) loaded: Option<Arc<Loaded>>,
+    video: Option<Video>,
+    pub(super) timeline: Timeline,
+    /// The last properties that were sent to the worker, to share them while they don't change.
+    sent: Option<Arc<Settings>>,
+    /// The picture that left last and its memory, which frames that share the picture share too.
+    pub(super) last: Option<(Arc<HostTensor>, gst::Buffer)>,
+    /// In immediate timing: pictures finished but not shown yet, and the one shown last.
+    waiting: VecDeque<Arc<HostTensor>>,
+    last_shown: Option<Arc<HostTensor>>,
+}
+
+/// What the caps say, and the conversions that follow from it.
+struct Video {
+    input: gst_video::VideoInfo,
+    output: gst_video::VideoInfo,
+    /// Made at the first frame, when the model is known.
+    converters: Option<(Importer, Exporter)>,
+}
+
+impl State {
+    /// The state of an element that has just started, with the properties that are read then.
+    pub(super) fn new(at_start: Settings, asker: Option<Asker>) -> Self {
+        Self {
+            at_start,
+            asker,
+            ..Self::default()
+        }
+    }
+
+    /// Takes over new caps. Pictures of an input that was another fit no frame of the new one.
+    pub(super) fn set_video(&mut self, input: gst_video::VideoInfo, output: gst_video::VideoInfo) {
+        self.last = None;
+        if !self.video.as_ref().is_some_and(|old| old.input == input) {
+            self.reset();
+        }
+        self.video = Some(Video {
+            input,
+            output,
+            converters: None,
+        });
+    }
+
+    /// Forgets all pictures, here and in the worker's stream.
+    pub(super) fn reset(&mut self) {
+        self.waiting.clear();
+        self.last_shown = None;
+        self.last = None;
+        if let Some(asker) = &self.asker {
+            asker.reset();
+        }
+    }
+
+    /// The picture of a frame, the properties that go with it, and whether a stream that holds nothing is primed.
+    pub(super) fn import(
+        &mut self,
+        loaded: &Loaded,
+        input: &gst::Buffer,
+        settings: Settings,
+    ) -> Result<(HostTensor, Arc<Settings>, bool), Error> {
+        let Some(video) = &mut self.video else {
+            return Err(Error::engine("input", "a frame came before its caps"));
+        };
+        let (importer, _) = video.converters(loaded, &self.at_start)?;
+        let picture = importer.import(input).map_err(|err| {
+            Error::engine(
+                "input",
+                format!("the buffer does not hold a frame of its caps: {err}"),
+            )
+        })?;
+        let settings = Settings {
+            frame_buffer_size: self.at_start.frame_buffer_size,
+            ..settings
+        };
+        let settings = match &self.sent {
+            Some(sent) if **sent == settings => sent.clone(),
+            _ => self.sent.insert(Arc::new(settings)).clone(),
+        };
+        Ok((picture, settings, self.at_start.timing == Timing::Immediate))
+    }
+
+    /// Writes a picture into an output buffer.
+    pub(super) fn export(
+        &mut self,
+        picture: &HostTensor,
+        output: &mut gst::BufferRef,
+    ) -> Result<(), Error> {
+        let (Some(video), Some(loaded)) = (&mut self.video, &self.loaded) else {
+            return Err(Error::engine("output", "a picture came before its caps"));
+        };
+        let (_, exporter) = video.converters(loaded, &self.at_start)?;
+        exporter
+            .export(picture, output)
+            .map_err(|err| Error::engine("output", err.to_string()))
+    }
+
+    /// The picture to show now in immediate timing: the oldest one that has not been shown, else the last one again.
+    pub(super) fn pick(&mut self, shown: Vec<Shown<HostTensor, u64>>) -> Option<Arc<HostTensor>> {
+        for Shown { picture, .. } in shown {
+            let known = self.waiting.back().or(self.last_shown.as_ref());
+            if !known.is_some_and(|known| Arc::ptr_eq(known, &picture)) {
+                self.waiting.push_back(picture);
+            }
+        }
+        // One group may wait its turn; more would be a delay that grows.
+        while self.waiting.len() > self.at_start.frame_buffer_size as usize {
+            self.waiting.pop_front();
+        }
+        if let Some(next) = self.waiting.pop_front() {
+            self.last_shown = Some(next);
+        }
+        self.last_shown.clone()
+    }
+}
+
+impl Video {
+    /// The conversions to and from the size that frames are processed at.
+    fn converters(
+        &mut self,
+        loaded: &Loaded,
+        settings: &Settings,
+    ) -> Result<&mut (Importer, Exporter), Error> {
+        if let Some(ref mut converters) = self.converters {
+            return Ok(converters);
+        }
+        let frame = (self.input.width() as usize, self.input.height() as usize);
+        let limits = loaded.model.limits();
+        let size = settings.processing_size(loaded.folder.manifest(), limits, frame);
+        limits.check_size(size.0, size.1)?;
+        gst::info!(CAT, "Processing at {}x{}", size.0, size.1);
+        let failed = |err: glib::BoolError| Error::engine("video converter", err.to_string());
+        Ok(self.converters.insert((
+            Importer::new(&self.input, size).map_err(failed)?,
+            Exporter::new(size, &self.output).map_err(failed)?,
+        )))
+    }
+}
