@@ -75,7 +75,9 @@ fn the_pads_offer_these_formats_and_no_others() {
 #[test]
 fn gst_launch_takes_formats() {
     let plugins = ["coreelements", "videotestsrc"];
-    for (from, to) in [("NV12", "BGRA"), ("P010_10LE", "UYVY"), ("RGB", "I420")] {
+    // Each format once on either side, never the same on both.
+    let others = FORMATS.iter().cycle().skip(1);
+    for (from, to) in FORMATS.iter().zip(others) {
         let folder = Folder::new();
         let line = format!(
             "gst-launch-1.0 videotestsrc num-buffers=3 ! video/x-raw,format={from},width=64,height=64 ! \

@@ -7,6 +7,7 @@ use gst::prelude::*;
 
 const FOUR_STEPS: Setting = ("t-index-list", "0,16,32,45");
 const IMMEDIATE: Setting = ("timing", "immediate");
+const CONTENT: Setting = ("timing", "content");
 
 /// What a sink hears when it asks for the latency: live or not, least, most.
 fn latency(rig: &Rig) -> (bool, gst::ClockTime, Option<gst::ClockTime>) {
@@ -136,6 +137,28 @@ fn immediate_lets_events_pass_at_once() {
     assert!(rig.event(custom));
     rig.push_frames(2..3);
     assert_eq!(rig.names()[3..], ["0", "1", "custom-downstream", "2"]);
+}
+
+/// Frames held back leave first; nothing is lost, shown twice or out of order.
+#[test]
+fn timing_changes_live() {
+    let rig = Rig::playing(&[FOUR_STEPS, CONTENT], &rgb());
+    let mut out = Vec::new();
+    for (k, timing) in (0..).zip([
+        CONTENT, CONTENT, IMMEDIATE, IMMEDIATE, CONTENT, CONTENT, CONTENT, CONTENT, CONTENT,
+    ]) {
+        set(&rig.element, &[timing]);
+        rig.push(frame(k));
+        let times: Vec<_> = rig.frames().iter().map(|b| b.pts().unwrap()).collect();
+        out.push(times);
+    }
+    let expected: [&[u64]; 9] = [&[], &[], &[0, 1, 2], &[3], &[], &[], &[], &[4], &[5]];
+    let expected = expected.map(|frames| frames.iter().map(|k| time(*k)).collect::<Vec<_>>());
+    assert_eq!(out, expected);
+    rig.take();
+    rig.end();
+    assert_eq!(rig.names(), ["6", "7", "8", "eos"]);
+    assert!(rig.errors().is_empty());
 }
 
 #[test]

@@ -25,6 +25,11 @@ impl StreamDiffusion {
             return Err(gst::FlowError::Flushing);
         };
         self.wait_for_model(&asker)?;
+        let timing = self.settings.lock().timing;
+        if self.state.lock().timing() != timing {
+            self.drain()?;
+            self.state.lock().switch_timing(timing);
+        }
         let frame = self.import(input)?;
         let (ticket, immediate) = (frame.ticket, frame.prime);
         let restyled = asker

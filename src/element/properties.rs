@@ -194,7 +194,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         glib::ParamSpecEnum::builder_with_default("timing", Timing::default())
             .nick("Timing")
             .blurb("Which time an output frame carries")
-            .flags(glib::ParamFlags::READWRITE | AT_START)
+            .flags(glib::ParamFlags::READWRITE | LIVE)
             .build(),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")

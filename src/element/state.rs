@@ -22,6 +22,7 @@ use crate::stream::Shown;
 pub(super) struct State {
     /// Properties that are read when the element starts.
     at_start: Settings,
+    timing: Timing,
     pub(super) asker: Option<Asker>,
     pub(super) loaded: Option<Arc<Loaded>>,
     video: Option<Video>,
@@ -47,10 +48,23 @@ impl State {
     /// The state of an element that has just started, with the properties that are read then.
     pub(super) fn new(at_start: Settings, asker: Option<Asker>) -> Self {
         Self {
+            timing: at_start.timing,
             at_start,
             asker,
             ..Self::default()
         }
+    }
+
+    /// The timing in force.
+    pub(super) fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Goes over to another timing. Frames held back must have left before: those still in flight are forgotten, since in
+    /// immediate timing something has been shown for each of them already.
+    pub(super) fn switch_timing(&mut self, timing: Timing) {
+        self.reset();
+        self.timing = timing;
     }
 
     /// Takes over new caps. Pictures of an input that was another fit no frame of the new one.
@@ -101,7 +115,7 @@ impl State {
             Some(sent) if **sent == settings => sent.clone(),
             _ => self.sent.insert(Arc::new(settings)).clone(),
         };
-        Ok((picture, settings, self.at_start.timing == Timing::Immediate))
+        Ok((picture, settings, self.timing == Timing::Immediate))
     }
 
     /// Writes a picture into an output buffer.
