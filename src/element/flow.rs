@@ -10,10 +10,10 @@ use gst_base::subclass::base_transform::{InputBuffer, PrepareOutputBufferSuccess
 use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 
-use super::errors;
-use super::imp::{CAT, StreamDiffusion};
+use super::imp::StreamDiffusion;
 use super::timeline::Departure;
 use super::worker::{Asker, Frame, Unanswered};
+use super::{CAT, errors};
 use crate::device::HostTensor;
 use crate::error::Error;
 use crate::stream::Shown;

@@ -15,18 +15,10 @@ use super::settings::Settings;
 use super::state::State;
 use super::stats::Stats;
 use super::worker::{Interrupt, Observer, Worker};
-use super::{caps, errors, model_path, properties};
+use super::{CAT, caps, errors, model_path, properties};
 use crate::engine::shared::Loaded;
 use crate::error::Error;
 use crate::model::Manifest;
-
-pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new(
-        "streamdiffusion",
-        gst::DebugColorFlags::empty(),
-        Some("StreamDiffusion live restyling"),
-    )
-});
 
 /// The element. No lock is held while it pushes, posts, queries a neighbour or waits for the worker.
 #[derive(Default)]

@@ -1,5 +1,7 @@
 //! The `streamdiffusion` element: GStreamer on this side, the stream on the other.
 
+use std::sync::LazyLock;
+
 use gst::glib;
 use gst::prelude::*;
 
@@ -19,6 +21,15 @@ mod state;
 mod stats;
 mod timeline;
 mod worker;
+
+/// The element's debug category.
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "streamdiffusion",
+        gst::DebugColorFlags::empty(),
+        Some("StreamDiffusion live restyling"),
+    )
+});
 
 glib::wrapper! {
     /// The element. Made by name: `gst::ElementFactory::make("streamdiffusion")`.

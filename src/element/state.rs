@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use gst::glib;
 
-use super::Timing;
 use super::convert::{Exporter, Importer};
-use super::imp::CAT;
 use super::settings::Settings;
 use super::timeline::Timeline;
 use super::worker::Asker;
+use super::{CAT, Timing};
 use crate::device::HostTensor;
 use crate::engine::Model;
 use crate::engine::shared::Loaded;
