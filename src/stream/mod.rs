@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::model::SchedulerConfig;
 use guidance::Reference;
 use noise::TorchGenerator;
+use schedule::Step;
 use similarity::SimilarityFilter;
 use slot::{Plan, Progress, Slot, show};
 
@@ -123,7 +124,8 @@ impl<D: Device, T> Stream<D, T> {
             height / limits.latent_scale,
             width / limits.latent_scale,
         ];
-        let (plan, posterior) = plan(&device, &scheduler, &settings, latent)?;
+        let steps = steps(&scheduler, &settings)?;
+        let (noise, posterior) = noise_maps(&device, settings.seed, steps.len(), latent);
         Ok(Self {
             filter: SimilarityFilter::new(settings.seed),
             device,
@@ -133,7 +135,7 @@ impl<D: Device, T> Stream<D, T> {
             frame_buffer_size: frame_buffer_size.max(1),
             settings,
             conditioning,
-            plan,
+            plan: Arc::new(Plan { steps, noise }),
             posterior,
             group: Vec::new(),
             slots: VecDeque::new(),
@@ -151,19 +153,16 @@ impl<D: Device, T> Stream<D, T> {
         if old == settings {
             return Ok(());
         }
-        if (old.num_inference_steps, &old.t_index_list, old.seed)
-            != (
-                settings.num_inference_steps,
-                &settings.t_index_list,
-                settings.seed,
-            )
-        {
-            (self.plan, self.posterior) =
-                plan(&self.device, &self.scheduler, settings, self.latent)?;
+        let steps = steps(&self.scheduler, settings)?;
+        let mut noise = self.plan.noise.clone();
+        if old.seed != settings.seed || steps.len() != noise.len() {
+            (noise, self.posterior) =
+                noise_maps(&self.device, settings.seed, steps.len(), self.latent);
         }
         if old.seed != settings.seed {
             self.filter = SimilarityFilter::new(settings.seed);
         }
+        self.plan = Arc::new(Plan { steps, noise });
         self.settings = settings.clone();
         Ok(())
     }
@@ -191,8 +190,7 @@ impl<D: Device, T> Stream<D, T> {
         for _ in 0..self.delay() {
             self.group.push((picture.clone(), tag.clone()));
             if self.group.len() == self.frame_buffer_size {
-                let (pictures, tags): (Vec<_>, _) = self.group.drain(..).unzip();
-                let pictures = self.device.stack(pictures);
+                let (pictures, tags) = self.take_group();
                 self.enter(pictures, tags)?;
                 self.advance()?;
             }
@@ -236,10 +234,15 @@ impl<D: Device, T> Stream<D, T> {
         &self.times
     }
 
+    /// The frames that wait, as one tensor `[k, 3, H, W]`, and their tags.
+    fn take_group(&mut self) -> (D::Tensor, Vec<T>) {
+        let (pictures, tags): (Vec<_>, _) = self.group.drain(..).unzip();
+        (self.device.stack(pictures), tags)
+    }
+
     fn submit_group(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
-        let (pictures, tags): (Vec<_>, Vec<T>) = self.group.drain(..).unzip();
+        let (pictures, tags) = self.take_group();
         let count = tags.len() as u64;
-        let pictures = self.device.stack(pictures);
         if self.resembles_last(&pictures) {
             self.counters.skipped += count;
             // The slot that entered last is the newest one, if it is still in flight at all.
@@ -405,24 +408,28 @@ impl<D: Device, T> Stream<D, T> {
     }
 }
 
-/// The plan that `settings` ask for, and the generator that drew its noise.
-fn plan<D: Device>(
-    device: &D,
-    scheduler: &SchedulerConfig,
-    settings: &Settings,
-    [c, h, w]: [usize; 3],
-) -> Result<(Arc<Plan<D::Tensor>>, TorchGenerator)> {
-    let steps = schedule::schedule(
+/// The steps that `settings` ask for.
+fn steps(scheduler: &SchedulerConfig, settings: &Settings) -> Result<Vec<Step>> {
+    schedule::schedule(
         scheduler,
         settings.num_inference_steps,
         &settings.t_index_list,
-    )?;
-    let mut generator = TorchGenerator::new(settings.seed);
+    )
+}
+
+/// One noise map for each of `count` steps, and the generator that drew them.
+fn noise_maps<D: Device>(
+    device: &D,
+    seed: u64,
+    count: usize,
+    [c, h, w]: [usize; 3],
+) -> (Arc<[D::Tensor]>, TorchGenerator) {
+    let mut generator = TorchGenerator::new(seed);
     let map = c * h * w;
-    let noise = generator
-        .randn(steps.len() * map)
+    let maps = generator
+        .randn(count * map)
         .chunks(map)
         .map(|map| device.upload(&[1, c, h, w], map))
         .collect();
-    Ok((Arc::new(Plan { steps, noise }), generator))
+    (maps, generator)
 }

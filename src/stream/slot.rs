@@ -10,8 +10,8 @@ use super::schedule::Step;
 pub struct Plan<X> {
     /// The steps, noisiest first; never empty.
     pub steps: Vec<Step>,
-    /// One noise map `[1, C, h, w]` for each step.
-    pub noise: Vec<X>,
+    /// One noise map `[1, C, h, w]` for each step; shared by plans of one seed and number of steps.
+    pub noise: Arc<[X]>,
 }
 
 /// Where a slot stands.

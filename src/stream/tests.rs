@@ -330,6 +330,25 @@ fn changing_the_steps_never_disturbs_frames_in_flight() {
     }
 }
 
+/// A controller may move the steps at every frame: the noise is drawn once per seed and number of steps.
+#[test]
+fn noise_is_drawn_again_only_for_another_seed_or_number_of_steps() {
+    let (mut stream, _) = stream(plain(&[32, 45]), 1, &[0.3, -0.7]);
+    let mut redrawn = |settings: Settings| {
+        let before = stream.plan.noise.clone();
+        stream.configure(&settings).unwrap();
+        !Arc::ptr_eq(&before, &stream.plan.noise)
+    };
+    assert!(!redrawn(plain(&[30, 40])));
+    assert!(redrawn(plain(&[22, 32, 45])));
+    let seed = Settings {
+        seed: 3,
+        ..plain(&[22, 32, 45])
+    };
+    assert!(redrawn(seed.clone()));
+    assert!(!redrawn(seed));
+}
+
 #[test]
 fn bad_settings_leave_the_old_ones_in_force() {
     let (mut stream, _) = stream(plain(&[32, 45]), 1, &[0.3, -0.7]);
