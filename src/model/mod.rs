@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 pub use component::{Component, ComponentFile, Config, Role};
 pub use graph::{Dtype, Graph, Port};
 pub use manifest::{Defaults, Manifest, ManifestLimits, Posterior, VaeOptions};
-pub use scheduler::{BetaSchedule, PredictionType, SchedulerConfig};
+pub use scheduler::{BetaSchedule, ConsistencyMethod, PredictionType, SchedulerConfig};
 pub use tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};

@@ -29,9 +29,22 @@ pub enum PredictionType {
     Sample,
 }
 
-/// The scheduler's configuration. Any diffusers scheduler class will do: only its tables are used.
+/// How the model was taught to take few steps, as far as the scheduler's class tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConsistencyMethod {
+    /// Latent consistency distillation (arXiv 2310.04378). Also what StreamDiffusion runs every other model with.
+    #[default]
+    Lcm,
+    /// Trajectory consistency distillation (arXiv 2402.19159).
+    Tcd,
+}
+
+/// The scheduler's configuration. Any diffusers scheduler class will do: only its tables are used, and of its name only
+/// whether it is `TCDScheduler`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
+    /// The sampling method that the scheduler's class, `_class_name`, stands for.
+    pub method: ConsistencyMethod,
     /// Timesteps the model was trained with, 1…10,000.
     pub num_train_timesteps: usize,
     /// First beta, in (0, 1).
@@ -56,6 +69,7 @@ pub struct SchedulerConfig {
 impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
+            method: ConsistencyMethod::Lcm,
             num_train_timesteps: 1000,
             beta_start: 0.00085,
             beta_end: 0.012,
@@ -73,6 +87,8 @@ impl Default for SchedulerConfig {
 /// whatever scheduler the folder names.
 #[derive(Deserialize)]
 struct Raw {
+    #[serde(rename = "_class_name")]
+    class_name: Option<String>,
     num_train_timesteps: Option<usize>,
     beta_start: Option<f64>,
     beta_end: Option<f64>,
@@ -110,6 +126,10 @@ impl SchedulerConfig {
             }
         };
         let config = Self {
+            method: match raw.class_name.as_deref() {
+                Some("TCDScheduler") => ConsistencyMethod::Tcd,
+                _ => ConsistencyMethod::Lcm,
+            },
             num_train_timesteps: raw.num_train_timesteps.unwrap_or(1000),
             beta_start: raw.beta_start.unwrap_or(0.00085),
             beta_end: raw.beta_end.unwrap_or(0.012),
@@ -171,5 +191,29 @@ impl SchedulerConfig {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_names_the_method() {
+        let path = std::env::temp_dir().join(format!("scheduler-{}.json", std::process::id()));
+        for (content, method) in [
+            (r#"{"_class_name": "TCDScheduler"}"#, ConsistencyMethod::Tcd),
+            (r#"{"_class_name": "LCMScheduler"}"#, ConsistencyMethod::Lcm),
+            (
+                r#"{"_class_name": "EulerDiscreteScheduler"}"#,
+                ConsistencyMethod::Lcm,
+            ),
+            ("{}", ConsistencyMethod::Lcm),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let config = SchedulerConfig::open(&path);
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(config.unwrap().method, method, "{content}");
+        }
     }
 }

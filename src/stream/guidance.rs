@@ -87,16 +87,16 @@ impl Guidance {
         self.cfg_type == CfgType::Initialize && self.reference() == Reference::Anchor
     }
 
-    /// One whole denoising step as four factors: guidance, consistency step and, when there is a `next` step,
-    /// re-noising to its level (with its noise map only if `add_noise`).
+    /// One whole denoising step as four factors: guidance, and the step's [`Transition`](super::schedule::Transition),
+    /// with its noise map only if `add_noise`.
     ///
     /// Derivation. Let the clean latent predicted from the output `m` be `p·x + q·m` ([`Step::clean`]); every mode is
     /// linear in `m`, so guiding `m` and guiding clean latents is the same: `x₀ = g·x₀(e) + (1−g)·x₀(u)`.
-    /// For the residual modes `u = δ·S` with `S = (x − a·z)/b`, hence `x₀(u) = (1−δ)/a·x + δ·z`, where `z` is the
-    /// anchor: the slot's clean latent, or its estimate under the negative prompt. This is the paper's eq. 5 without
-    /// its running state, so it holds for any number of steps, with or without added noise, and after any live change.
-    /// Then `x̂ = c_out·x₀ + c_skip·x`, and `x ← a⁺·x̂ + b⁺·ε⁺`.
-    pub fn coefficients(&self, step: &Step, next: Option<&Step>, add_noise: bool) -> Coefficients {
+    /// For the residual modes `u` stands for the noise `δ·S` with `S = (x − a·z)/b`, hence `x₀(u) = (1−δ)/a·x + δ·z`,
+    /// where `z` is the anchor: the slot's clean latent, or its estimate under the negative prompt. This is the paper's
+    /// eq. 5 without its running state, so it holds for any number of steps, with or without added noise, and after
+    /// any live change. The transition is linear in `x`, `x₀` and the noise map.
+    pub fn coefficients(&self, step: &Step, add_noise: bool) -> Coefficients {
         let (p, q) = step.clean();
         let (g, delta) = (self.scale, self.delta);
         let (sample, prediction, reference) = match self.reference() {
@@ -108,15 +108,12 @@ impl Guidance {
                 (1.0 - g) * delta,
             ),
         };
-        let (keep, noise) = match next {
-            Some(next) => (next.a, if add_noise { next.b } else { 0.0 }),
-            None => (1.0, 0.0),
-        };
+        let end = step.transition(add_noise);
         Coefficients {
-            sample: (keep * (step.c_out * sample + step.c_skip)) as f32,
-            prediction: (keep * step.c_out * prediction) as f32,
-            reference: (keep * step.c_out * reference) as f32,
-            noise: noise as f32,
+            sample: (end.keep * (end.clean * sample + end.sample)) as f32,
+            prediction: (end.keep * end.clean * prediction) as f32,
+            reference: (end.keep * end.clean * reference) as f32,
+            noise: end.noise as f32,
         }
     }
 
@@ -127,6 +124,111 @@ impl Guidance {
             sample: p as f32,
             prediction: q as f32,
             ..Default::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde::Deserialize;
+
+    use super::super::schedule::{Method, schedule};
+    use super::*;
+    use crate::model::{PredictionType, SchedulerConfig};
+
+    /// What tools/reference/tcd.py writes.
+    #[derive(Deserialize)]
+    struct Golden {
+        latent: f64,
+        prompt: f64,
+        negative: f64,
+        scale: f64,
+        delta: f64,
+        cases: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        t_index_list: Vec<usize>,
+        noise: Vec<f64>,
+        prediction: String,
+        cfg_type: String,
+        eta: f64,
+        add_noise: bool,
+        /// After each step.
+        latents: Vec<f64>,
+    }
+
+    fn unet(x: f64, step: &Step, text: f64) -> f64 {
+        0.5 * x + text - 0.0005 * f64::from(step.timestep)
+    }
+
+    fn apply(k: Coefficients, x: f64, prediction: f64, reference: f64, noise: f64) -> f64 {
+        let [s, p, r, n] = [k.sample, k.prediction, k.reference, k.noise].map(f64::from);
+        s * x + p * prediction + r * reference + n * noise
+    }
+
+    /// The latents of `case` after each step.
+    fn sample(golden: &Golden, case: &Case) -> Vec<f64> {
+        let config = SchedulerConfig {
+            prediction_type: match case.prediction.as_str() {
+                "epsilon" => PredictionType::Epsilon,
+                "v_prediction" => PredictionType::VPrediction,
+                _ => PredictionType::Sample,
+            },
+            ..Default::default()
+        };
+        let method = Method::Tcd { eta: case.eta };
+        let steps = schedule(&config, method, 50, &case.t_index_list).unwrap();
+        let guidance = Guidance {
+            cfg_type: case.cfg_type.parse().unwrap(),
+            scale: golden.scale,
+            delta: golden.delta,
+        };
+        let mut x = steps[0].a * golden.latent + steps[0].b * case.noise[0];
+        let mut anchor = golden.latent;
+        if guidance.anchors_on_negative() {
+            let k = Guidance::negative_anchor(&steps[0]);
+            anchor = apply(k, x, unet(x, &steps[0], golden.negative), 0.0, 0.0);
+        }
+        let following = case.noise.iter().copied().skip(1).chain([f64::NAN]);
+        let mut latents = Vec::new();
+        for (step, noise) in steps.iter().zip(following) {
+            let k = guidance.coefficients(step, case.add_noise);
+            let reference = match guidance.reference() {
+                Reference::None => 0.0,
+                Reference::NegativePrediction => unet(x, step, golden.negative),
+                Reference::Anchor => anchor,
+            };
+            // There is no map to read where its factor is 0.
+            let noise = if k.noise == 0.0 { 0.0 } else { noise };
+            x = apply(k, x, unet(x, step, golden.prompt), reference, noise);
+            latents.push(x);
+        }
+        latents
+    }
+
+    #[test]
+    fn trajectory_consistency_steps_are_those_of_diffusers() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tcd.json");
+        let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(golden.cases.len(), 3 * 3 * 4 * 4);
+        for case in &golden.cases {
+            let found = sample(&golden, case);
+            assert_eq!(found.len(), case.latents.len());
+            for (found, expected) in found.iter().zip(&case.latents) {
+                assert!(
+                    (found - expected).abs() < 3e-6 * expected.abs().max(1.0),
+                    "{found}, not {expected}: {:?} {} {} eta {} add_noise {}",
+                    case.t_index_list,
+                    case.prediction,
+                    case.cfg_type,
+                    case.eta,
+                    case.add_noise
+                );
+            }
         }
     }
 }

@@ -383,7 +383,7 @@ impl<D: Device, T> Stream<D, T> {
                 Reference::Anchor => Some(&*anchor),
             };
             let add_noise = self.settings.add_noise;
-            let k = guidance.coefficients(current, plan.steps.get(*step + 1), add_noise);
+            let k = guidance.coefficients(current, add_noise);
             *step += 1;
             let noise = plan.noise.get(*step).filter(|_| add_noise);
             self.device.step(k, x, &prediction, reference, noise)?;
@@ -412,6 +412,7 @@ impl<D: Device, T> Stream<D, T> {
 fn steps(scheduler: &SchedulerConfig, settings: &Settings) -> Result<Vec<Step>> {
     schedule::schedule(
         scheduler,
+        scheduler.method.into(),
         settings.num_inference_steps,
         &settings.t_index_list,
     )
