@@ -7,6 +7,7 @@
 mod component;
 mod graph;
 mod manifest;
+pub mod prompt;
 mod read;
 mod scheduler;
 mod tokenizer;
@@ -20,7 +21,7 @@ pub use component::{Component, ComponentFile, Config, Role};
 pub use graph::{Dtype, Graph, Port};
 pub use manifest::{Defaults, Manifest, ManifestLimits, Posterior, VaeOptions};
 pub use scheduler::{BetaSchedule, ConsistencyMethod, PredictionType, SchedulerConfig};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Chunk, Tokenizer};
 
 use crate::error::{Error, Result};
 

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::prompt::{self, Piece};
 use super::read;
 use crate::error::{Error, Result};
 
-/// The longest text that is tokenised, in bytes: a prompt of 77 tokens has some 400.
+/// The longest text that is tokenised, in bytes: a chunk of 77 tokens has some 400.
 const TEXT_LIMIT: usize = 64 << 10;
+/// The most chunks of a prompt: the U-Net's work grows with their number.
+const CHUNK_LIMIT: usize = 32;
 /// CLIP's own length, where nothing says another.
 const CLIP_LENGTH: usize = 77;
 const START: &str = "<|startoftext|>";
@@ -28,6 +31,22 @@ pub struct Tokenizer {
     start: i64,
     end: i64,
     pad: i64,
+}
+
+/// As much of a prompt as the text encoder takes at once: start token, text, end token, padding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chunk {
+    /// Token ids, [`Tokenizer::length`] of them.
+    pub ids: Vec<i64>,
+    /// The weight of each token; 1 for start, end and padding.
+    pub weights: Vec<f32>,
+}
+
+impl Chunk {
+    /// Whether a token has another weight than 1.
+    pub fn is_weighted(&self) -> bool {
+        self.weights.iter().any(|w| *w != 1.0)
+    }
 }
 
 /// `tokenizer_config.json` and `special_tokens_map.json`.
@@ -161,30 +180,151 @@ impl Tokenizer {
         self.length
     }
 
-    /// The token ids of `text`, [`length`](Self::length) of them: start token, text (cut if it is too long), end
-    /// token, padding. Fails only for texts of more than 64 KiB.
+    /// The token ids of `text` as it stands, without the syntax of prompts, [`length`](Self::length) of them: start
+    /// token, text (cut if it is too long), end token, padding. Fails only for texts of more than 64 KiB.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
-        if text.len() > TEXT_LIMIT {
-            return Err(Error::setting(
-                "prompt",
-                format!("has {} bytes, expected at most {TEXT_LIMIT}", text.len()),
-            ));
+        check_size(text)?;
+        let mut tokens = self.words(text)?.concat();
+        tokens.truncate(self.room());
+        let tokens: Vec<_> = tokens.into_iter().map(|id| (id, 1.0)).collect();
+        Ok(self.chunk(&tokens).ids)
+    }
+
+    /// The chunks of a prompt with [weights and breaks](prompt), at least one and at most 32.
+    ///
+    /// Each part is tokenised on its own. A prompt that is too long for one chunk goes on in the next; a word (what stands
+    /// between spaces in one part) is cut in two only if a whole chunk cannot hold it. Plain text that one chunk can hold
+    /// has the ids [`encode`](Self::encode) gives.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] of `prompt`: more than 64 KiB of text, more than 32 chunks, a weight that is out of range.
+    pub fn chunks(&self, text: &str) -> Result<Vec<Chunk>> {
+        check_size(text)?;
+        let pieces = prompt::parse(text)?;
+        if self.room() == 0 {
+            return Ok(vec![self.empty()]);
         }
+        let mut filling = Filling {
+            tokenizer: self,
+            full: Vec::new(),
+            tokens: Vec::new(),
+        };
+        for piece in pieces {
+            match piece {
+                Piece::Break => filling.close()?,
+                Piece::Part { text, weight } => {
+                    for word in self.words(&text)? {
+                        filling.add(&word, weight)?;
+                    }
+                }
+            }
+        }
+        filling.finish()
+    }
+
+    /// The chunk of the empty text.
+    pub fn empty(&self) -> Chunk {
+        self.chunk(&[])
+    }
+
+    /// Tokens of text that a chunk can hold.
+    fn room(&self) -> usize {
+        self.length - 2
+    }
+
+    /// A chunk of at most [`room`](Self::room) tokens and their weights.
+    fn chunk(&self, tokens: &[(i64, f32)]) -> Chunk {
+        let (ids, weights): (Vec<_>, Vec<_>) = [(self.start, 1.0)]
+            .iter()
+            .chain(tokens)
+            .chain(&[(self.end, 1.0)])
+            .copied()
+            .unzip();
+        let mut chunk = Chunk { ids, weights };
+        chunk.ids.resize(self.length, self.pad);
+        chunk.weights.resize(self.length, 1.0);
+        chunk
+    }
+
+    /// The token ids of `text`, word by word. Tokenised in one go, as not every tokenizer starts afresh after a space.
+    fn words(&self, text: &str) -> Result<Vec<Vec<i64>>> {
         let encoding = guarded(|| self.inner.encode(text, false))
             .map_err(|e| Error::setting("prompt", format!("cannot be tokenised: {e}")))?;
-        let mut ids = Vec::with_capacity(self.length);
-        ids.push(self.start);
-        ids.extend(
-            encoding
-                .get_ids()
-                .iter()
-                .take(self.length - 2)
-                .map(|id| i64::from(*id)),
-        );
-        ids.push(self.end);
-        ids.resize(self.length, self.pad);
-        Ok(ids)
+        let mut words: Vec<Vec<i64>> = Vec::new();
+        let mut last = 0;
+        for (id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+            // A token may hold the space before it.
+            let own = text.get(start..end).unwrap_or_default();
+            let start = start + own.len() - own.trim_start().len();
+            let after_space = text
+                .get(last..start)
+                .is_some_and(|between| between.contains(char::is_whitespace));
+            last = start;
+            match words.last_mut() {
+                Some(word) if !after_space => word.push(i64::from(*id)),
+                _ => words.push(vec![i64::from(*id)]),
+            }
+        }
+        Ok(words)
     }
+}
+
+/// Chunks in the making.
+struct Filling<'a> {
+    tokenizer: &'a Tokenizer,
+    full: Vec<Chunk>,
+    /// Tokens and weights of the chunk at hand.
+    tokens: Vec<(i64, f32)>,
+}
+
+impl Filling<'_> {
+    /// Adds a word to the chunk at hand, or to the next one if that can hold it whole.
+    fn add(&mut self, mut word: &[i64], weight: f32) -> Result<()> {
+        let room = self.tokenizer.room();
+        if word.len() > room - self.tokens.len() && word.len() <= room {
+            self.close()?;
+        }
+        while !word.is_empty() {
+            if self.tokens.len() == room {
+                self.close()?;
+            }
+            let (now, later) = word.split_at(word.len().min(room - self.tokens.len()));
+            self.tokens.extend(now.iter().map(|id| (*id, weight)));
+            word = later;
+        }
+        Ok(())
+    }
+
+    /// Ends the chunk at hand, even an empty one.
+    fn close(&mut self) -> Result<()> {
+        if self.full.len() == CHUNK_LIMIT {
+            let room = self.tokenizer.room();
+            return Err(Error::setting(
+                "prompt",
+                format!("is too long, expected at most {CHUNK_LIMIT} chunks of {room} tokens"),
+            ));
+        }
+        self.full.push(self.tokenizer.chunk(&self.tokens));
+        self.tokens.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Chunk>> {
+        if !self.tokens.is_empty() || self.full.is_empty() {
+            self.close()?;
+        }
+        Ok(self.full)
+    }
+}
+
+fn check_size(text: &str) -> Result<()> {
+    if text.len() > TEXT_LIMIT {
+        return Err(Error::setting(
+            "prompt",
+            format!("has {} bytes, expected at most {TEXT_LIMIT}", text.len()),
+        ));
+    }
+    Ok(())
 }
 
 /// The tokenizer library is handed files that nobody vouches for; should one make it panic, that is an error.
