@@ -248,12 +248,12 @@ fn random_texts_give_whole_chunks() {
         (state >> 33) as usize % below
     };
     let mut served = 0;
-    for _ in 0..3000 {
+    for _ in 0..600 {
         let text: String = (0..next(40)).map(|_| pieces[next(pieces.len())]).collect();
         if let Ok(chunks) = tokenizer.chunks(&text) {
             check(&tokenizer, &chunks);
             served += 1;
         }
     }
-    assert!(served > 2500, "{served}");
+    assert!(served > 500, "{served}");
 }
