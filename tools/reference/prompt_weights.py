@@ -57,7 +57,10 @@ CASES = [
     ("oil ink neon of cat dog a oil ink neon of cat dog a oil", False),
     # The long word would be cut, so it starts the second chunk.
     ("oil ink neon of cat dog zebras (quagga:1.2) zyxwvuts", True),
-    # No chunk can hold these.
+    # A word that just fills a chunk, and one that does not fit any.
+    ("cat zyxwvutsrqponm dog", False),
+    ("cat zyxwvutsrqponml dog", False),
+    # Nor do these.
     ("oil ink zyxwvutsrqponmlkjihgfedcbazyxwvutsr neon", True),
     ("(abcdefghijklmnopqrstuvwxyz:0.8)(0123456789:1.2)", False),
     ("It's 1984, they'll see the NAÏVE <|endoftext|> (art:1.1)!?", False),
