@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// The most inputs and outputs of a graph; in old files every weight is an input too.
 const PORTS: usize = 1 << 16;
 /// Protobuf's own limit on one message.
-const FILE_LIMIT: u64 = 1 << 31;
+pub(super) const FILE_LIMIT: u64 = 1 << 31;
 /// The most samples one tensor may have: far above any weight, far below overflow.
 const TENSOR_LIMIT: u64 = 1 << 36;
 /// The largest dimension of an input or output.

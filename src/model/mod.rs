@@ -10,6 +10,7 @@ mod manifest;
 pub mod prompt;
 mod read;
 mod scheduler;
+mod split;
 mod tokenizer;
 mod wire;
 
@@ -21,6 +22,7 @@ pub use component::{Component, ComponentFile, Config, Role};
 pub use graph::{Dtype, Graph, Port};
 pub use manifest::{Defaults, Manifest, ManifestLimits, Posterior, VaeOptions};
 pub use scheduler::{BetaSchedule, ConsistencyMethod, PredictionType, SchedulerConfig};
+pub use split::{Boundary, Split, TensorType};
 pub use tokenizer::{Chunk, Tokenizer};
 
 use crate::error::{Error, Result};

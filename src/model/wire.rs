@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
+use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -17,6 +18,8 @@ const DEPTH_LIMIT: usize = 100;
 pub(super) struct Field {
     /// Field number.
     pub number: u64,
+    /// Where its tag begins.
+    start: u64,
     kind: u8,
 }
 
@@ -60,6 +63,16 @@ impl<'a> Reader<'a> {
         self.size
     }
 
+    /// The bytes of `field`, which has just been read, its tag included.
+    pub fn range(&self, field: Field) -> Range<u64> {
+        field.start..self.position
+    }
+
+    /// The file itself, for who wants bytes of it that have been passed.
+    pub fn into_file(self) -> File {
+        self.file.into_inner()
+    }
+
     /// An error about this file's content.
     pub fn invalid(&self, what: impl std::fmt::Display) -> Error {
         Error::invalid(self.path, what.to_string())
@@ -90,9 +103,11 @@ impl<'a> Reader<'a> {
         }
         self.depth += 1;
         while self.position < end {
+            let start = self.position;
             let tag = self.varint()?;
             let field = Field {
                 number: tag >> 3,
+                start,
                 kind: (tag & 7) as u8,
             };
             if field.number == 0 {

@@ -1,0 +1,501 @@
+//! Graphs split in two: the slow half once for each row, the fast half with the rows stacked, against the whole graph.
+//!
+//! Needs ONNX Runtime (`ORT_DYLIB_PATH`, or beside the test program): without it these tests fail, they do not skip.
+//! With `SPLIT_DIR` set, the halves are also written there, for `tools/reference/split.py check`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use gststreamdiffusion::model::{Boundary, Graph, Split, TensorType};
+use half::f16;
+use ort::environment::Environment;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{Session, SessionInputValue};
+use ort::value::{DynValue, Outlet, Tensor, TensorElementType, ValueType};
+
+/// Where ONNX Runtime looks for the external data of a model that it is given as bytes.
+const FOLDER_OF_EXTERNAL_DATA: &str = "session.model_external_initializers_file_folder_path";
+
+/// The rows of the batch that is run. Their timesteps and texts differ.
+const ROWS: usize = 3;
+const TIMESTEPS: [f64; ROWS] = [801.0, 401.0, 1.0];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn data(name: &str) -> PathBuf {
+    root().join("tests/data/split").join(name)
+}
+
+fn environment() -> &'static Environment {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    ENVIRONMENT.get_or_init(|| {
+        let mut folders: Vec<PathBuf> = std::env::var_os("ORT_DYLIB_PATH")
+            .map(PathBuf::from)
+            .into_iter()
+            .collect();
+        let program = std::env::current_exe().unwrap();
+        folders.extend(program.ancestors().skip(1).take(2).map(Path::to_owned));
+        let is_library = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            ["libonnxruntime.", "onnxruntime.dll"]
+                .iter()
+                .any(|start| name.starts_with(start))
+        };
+        let library = folders
+            .iter()
+            .flat_map(|folder| match folder.is_dir() {
+                true => fs::read_dir(folder)
+                    .unwrap()
+                    .map(|e| e.unwrap().path())
+                    .collect(),
+                false => vec![folder.clone()],
+            })
+            .find(is_library)
+            .expect("ORT_DYLIB_PATH names ONNX Runtime, or it is beside the test program");
+        ort::init_from(library)
+            .unwrap()
+            .with_telemetry(false)
+            .build()
+            .unwrap()
+    })
+}
+
+/// A session of a model given as bytes; `folder` is where its external data is.
+fn from_memory(model: &[u8], folder: &Path) -> ort::Result<Session> {
+    Session::builder(environment())?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_config_entry(FOLDER_OF_EXTERNAL_DATA, folder.to_str().unwrap())?
+        .commit_from_memory(model)
+}
+
+fn from_file(path: &Path) -> Session {
+    Session::builder(environment())
+        .unwrap()
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .unwrap()
+        .commit_from_file(path)
+        .unwrap()
+}
+
+/// A tensor of any type that the graphs have; f64 holds all their values.
+#[derive(Debug, Clone, PartialEq)]
+struct Array {
+    dims: Vec<usize>,
+    data: Vec<f64>,
+}
+
+type Feed = BTreeMap<String, Array>;
+
+impl Array {
+    fn new(dims: &[usize], data: Vec<f64>) -> Self {
+        assert_eq!(dims.iter().product::<usize>(), data.len());
+        Self {
+            dims: dims.to_vec(),
+            data,
+        }
+    }
+
+    /// Numbers between -1 and 1 that look random.
+    fn noise(dims: &[usize], seed: u64) -> Self {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let next = |_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            f64::from((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+        };
+        Self::new(dims, (0..dims.iter().product()).map(next).collect())
+    }
+
+    /// Tensors put together along axis 0.
+    fn stack(parts: &[&Array]) -> Self {
+        let mut dims = parts[0].dims.clone();
+        assert!(parts.iter().all(|p| p.dims == dims));
+        dims[0] *= parts.len();
+        Self::new(&dims, parts.iter().flat_map(|p| p.data.clone()).collect())
+    }
+
+    /// Part `i` of `of` along axis 0.
+    fn part(&self, i: usize, of: usize) -> Self {
+        let mut dims = self.dims.clone();
+        dims[0] /= of;
+        let size = self.data.len() / of;
+        Self::new(&dims, self.data[i * size..][..size].to_vec())
+    }
+
+    fn of(value: &DynValue) -> Self {
+        let (shape, data) = match value.dtype() {
+            ValueType::Tensor { ty, .. } => match ty {
+                TensorElementType::Float32 => {
+                    let (shape, data) = value.try_extract_tensor::<f32>().unwrap();
+                    (shape, data.iter().map(|x| f64::from(*x)).collect())
+                }
+                TensorElementType::Float16 => {
+                    let (shape, data) = value.try_extract_tensor::<f16>().unwrap();
+                    (shape, data.iter().map(|x| x.to_f64()).collect())
+                }
+                TensorElementType::Int64 => {
+                    let (shape, data) = value.try_extract_tensor::<i64>().unwrap();
+                    (shape, data.iter().map(|x| *x as f64).collect())
+                }
+                TensorElementType::Bool => {
+                    let (shape, data) = value.try_extract_tensor::<bool>().unwrap();
+                    (shape, data.iter().map(|x| f64::from(*x)).collect())
+                }
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        };
+        let dims: Vec<usize> = shape.iter().map(|d| *d as usize).collect();
+        Self::new(&dims, data)
+    }
+
+    fn value(&self, input: &Outlet) -> SessionInputValue<'static> {
+        let ValueType::Tensor { ty, .. } = input.dtype() else {
+            panic!("{input:?}");
+        };
+        let dims = self.dims.clone();
+        let data = self.data.iter();
+        match ty {
+            TensorElementType::Float32 => {
+                let data: Vec<f32> = data.map(|x| *x as f32).collect();
+                Tensor::from_array((dims, data)).unwrap().into()
+            }
+            TensorElementType::Float16 => {
+                let data: Vec<f16> = data.map(|x| f16::from_f64(*x)).collect();
+                Tensor::from_array((dims, data)).unwrap().into()
+            }
+            TensorElementType::Int64 => {
+                let data: Vec<i64> = data.map(|x| *x as i64).collect();
+                Tensor::from_array((dims, data)).unwrap().into()
+            }
+            TensorElementType::Bool => {
+                let data: Vec<bool> = data.map(|x| *x != 0.0).collect();
+                Tensor::from_array((dims, data)).unwrap().into()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Runs `session` on those tensors of `feed` that it has inputs for.
+fn run(session: &mut Session, feed: &Feed) -> Feed {
+    let inputs: Vec<(Cow<str>, SessionInputValue)> = session
+        .inputs()
+        .iter()
+        .map(|input| {
+            let array = feed
+                .get(input.name())
+                .unwrap_or_else(|| panic!("nothing for {input:?}"));
+            (input.name().to_owned().into(), array.value(input))
+        })
+        .collect();
+    let outputs = session.run(inputs).unwrap();
+    outputs
+        .iter()
+        .map(|(name, value)| (name.to_owned(), Array::of(&value)))
+        .collect()
+}
+
+/// What an engine knows of the slow graph's outputs.
+fn types(slow: &Session) -> Vec<TensorType> {
+    slow.outputs()
+        .iter()
+        .map(|output| {
+            let ValueType::Tensor { ty, shape, .. } = output.dtype() else {
+                panic!("{output:?}");
+            };
+            let elem_type = match ty {
+                TensorElementType::Float32 => 1,
+                TensorElementType::Int64 => 7,
+                TensorElementType::Bool => 9,
+                TensorElementType::Float16 => 10,
+                other => panic!("{other:?}"),
+            };
+            // No dimensions also mean that their number is unknown.
+            let dims = (!shape.is_empty())
+                .then(|| shape.iter().map(|d| (*d >= 0).then_some(*d)).collect());
+            TensorType {
+                name: output.name().to_owned(),
+                elem_type,
+                dims,
+            }
+        })
+        .collect()
+}
+
+/// A graph, whole and split, made ready.
+struct Halves {
+    split: Split,
+    whole: Session,
+    slow: Session,
+    fast: Session,
+}
+
+impl Halves {
+    fn open(name: &str, path: &Path) -> Self {
+        Graph::open(path).unwrap();
+        let split = Split::open(path, "sample", "out_sample").unwrap().unwrap();
+        let folder = path.parent().unwrap();
+        let model = split.slow().unwrap();
+        let slow = from_memory(&model, folder).unwrap();
+        let found = types(&slow);
+        let fast = split.fast(&found).unwrap();
+        if let Some(to) = std::env::var_os("SPLIT_DIR") {
+            let to = Path::new(&to).join(name);
+            fs::create_dir_all(&to).unwrap();
+            fs::write(to.join("slow.onnx"), &model).unwrap();
+            fs::write(to.join("fast.onnx"), &fast).unwrap();
+            fs::copy(path, to.join("whole.onnx")).unwrap();
+            let weights = path.with_extension("onnx_data");
+            if weights.exists() {
+                fs::copy(weights, to.join("model.onnx_data")).unwrap();
+            }
+        }
+        let weights = |model: &[u8]| model.len() as u64;
+        let size = fs::metadata(path).unwrap().len();
+        assert!(weights(&model) < size && weights(&fast) < size);
+        let [all, in_slow, in_fast] = split.node_counts();
+        let boundary = split.boundary();
+        let texts = |b: &&Boundary| b.from.iter().all(|f| f == "encoder_hidden_states");
+        println!(
+            "{name}: {all} nodes, slow {in_slow}, fast {in_fast}; {} boundary tensors, {} of the text alone, {} inputs, {} broadcast",
+            boundary.len(),
+            boundary.iter().filter(texts).count(),
+            boundary.iter().filter(|b| b.is_input).count(),
+            boundary.iter().filter(|b| b.broadcasts).count(),
+        );
+        Self {
+            fast: from_memory(&fast, folder).unwrap(),
+            whole: from_file(path),
+            split,
+            slow,
+        }
+    }
+
+    /// Runs the slow graph on every row and stacks what it gives and the inputs that cross as they are. With
+    /// `shared`, tensors of the text alone are given once where that will do; how many were is given back.
+    fn stacked(&mut self, rows: &[Feed], shared: bool) -> (Feed, usize) {
+        let slow: Vec<Feed> = rows.iter().map(|row| run(&mut self.slow, row)).collect();
+        let mut feed = Feed::new();
+        let samples: Vec<&Array> = rows.iter().map(|row| &row["sample"]).collect();
+        feed.insert("sample".to_owned(), Array::stack(&samples));
+        let mut once = 0;
+        for tensor in self.split.boundary() {
+            let parts: Vec<&Array> = rows
+                .iter()
+                .zip(&slow)
+                .map(|(row, slow)| match tensor.is_input {
+                    true => &row[&tensor.name],
+                    false => &slow[&tensor.name],
+                })
+                .collect();
+            let first = parts[0];
+            let same = parts.iter().all(|p| *p == first);
+            let array = if same && (first.dims.is_empty() || first.dims == [1]) {
+                first.clone()
+            } else if shared && same && tensor.does_for_all(&first.dims) {
+                once += 1;
+                first.clone()
+            } else {
+                Array::stack(&parts)
+            };
+            feed.insert(tensor.name.clone(), array);
+        }
+        (feed, once)
+    }
+
+    /// The fast graph's output for `rows`, and how many boundary tensors were given once for all.
+    fn run(&mut self, rows: &[Feed], shared: bool) -> (Array, usize) {
+        let (feed, once) = self.stacked(rows, shared);
+        (
+            run(&mut self.fast, &feed).remove("out_sample").unwrap(),
+            once,
+        )
+    }
+
+    fn run_whole(&mut self, feed: &Feed) -> Array {
+        run(&mut self.whole, feed).remove("out_sample").unwrap()
+    }
+}
+
+/// Largest difference of two tensors of the same shape, as a share of the largest value.
+#[track_caller]
+fn difference(a: &Array, b: &Array) -> f64 {
+    assert_eq!(a.dims, b.dims);
+    let largest = |data: &mut dyn Iterator<Item = f64>| data.fold(0.0, f64::max);
+    let values = largest(&mut b.data.iter().map(|x| x.abs()));
+    assert!(values > 1e-3, "there is nothing in the output");
+    largest(&mut a.data.iter().zip(&b.data).map(|(x, y)| (x - y).abs())) / values
+}
+
+/// The shapes of a graph's inputs for one row; empty for a timestep without dimensions.
+fn shapes(path: &Path, size: usize) -> Vec<(String, Vec<usize>)> {
+    let graph = Graph::open(path).unwrap();
+    let shape = |port: &gststreamdiffusion::model::Port| {
+        (0..port.rank())
+            .map(|i| match port.fixed(i) {
+                Some(fixed) => fixed,
+                None if i == 0 => 1,
+                None if port.rank() == 4 => size,
+                None => 6,
+            })
+            .collect()
+    };
+    let ports = graph.inputs.iter();
+    ports.map(|p| (p.name.clone(), shape(p))).collect()
+}
+
+/// Inputs of one row: different for different `seed`s, but for the timestep.
+fn row(shapes: &[(String, Vec<usize>)], timestep: f64, seed: u64) -> Feed {
+    shapes
+        .iter()
+        .zip(1..)
+        .map(|((name, dims), i)| {
+            let array = match name.as_str() {
+                "timestep" => Array::new(dims, vec![timestep]),
+                "time_ids" => Array::new(dims, vec![64.0, 64.0, 0.0, seed as f64, 64.0, 48.0]),
+                _ => Array::noise(dims, seed * 100 + i),
+            };
+            (name.clone(), array)
+        })
+        .collect()
+}
+
+/// All rows as one input; a timestep without dimensions must be common to them.
+fn batch(rows: &[Feed]) -> Feed {
+    rows[0]
+        .iter()
+        .map(|(name, first)| {
+            let parts: Vec<&Array> = rows.iter().map(|r| &r[name]).collect();
+            let array = match first.dims.is_empty() {
+                true => first.clone(),
+                false => Array::stack(&parts),
+            };
+            (name.clone(), array)
+        })
+        .collect()
+}
+
+/// Runs the graph at `path` whole and split. Differences are allowed for where a product of matrices adds up in another
+/// order, since a matrix of one row is multiplied by other code than one of several.
+fn compare(name: &str, path: &Path, timesteps: [f64; ROWS]) -> (Halves, f64) {
+    let mut halves = Halves::open(name, path);
+    let mut worst: f64 = 0.0;
+    for size in [8, 16] {
+        let shapes = shapes(path, size);
+        let rows: Vec<Feed> = timesteps
+            .into_iter()
+            .zip(1..)
+            .map(|(t, seed)| row(&shapes, t, seed))
+            .collect();
+        let (split, _) = halves.run(&rows, false);
+        let same_timestep = timesteps.iter().all(|t| *t == timesteps[0]);
+        if same_timestep || rows[0]["timestep"].dims == [1] {
+            // All rows, each with its own text and timestep.
+            let whole = halves.run_whole(&batch(&rows));
+            worst = worst.max(difference(&split, &whole));
+        }
+        // One after the other, which also a graph with one timestep for all can do.
+        for (i, row) in rows.iter().enumerate() {
+            let whole = halves.run_whole(row);
+            worst = worst.max(difference(&split.part(i, ROWS), &whole));
+        }
+        // A text for all rows, given once where it will do.
+        let text = rows[0].clone();
+        let rows: Vec<Feed> = rows
+            .into_iter()
+            .map(|mut row| {
+                for (name, array) in &mut row {
+                    if name != "sample" && name != "timestep" {
+                        *array = text[name].clone();
+                    }
+                }
+                row
+            })
+            .collect();
+        let (split, once) = halves.run(&rows, true);
+        println!("{name} at {size}: {once} given once for all rows");
+        for (i, row) in rows.iter().enumerate() {
+            let whole = halves.run_whole(row);
+            worst = worst.max(difference(&split.part(i, ROWS), &whole));
+        }
+    }
+    println!("{name}: largest difference {worst:.1e}");
+    (halves, worst)
+}
+
+#[test]
+fn a_graph_by_torch_export() {
+    let (_, worst) = compare("dynamo", &data("dynamo.onnx"), TIMESTEPS);
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn a_graph_with_one_timestep_for_all_takes_one_for_each_row() {
+    let (_, worst) = compare("script", &data("script.onnx"), TIMESTEPS);
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn a_graph_that_merges_batch_and_heads() {
+    let (_, worst) = compare("merged", &data("merged.onnx"), TIMESTEPS);
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn a_graph_with_added_conditions() {
+    let (_, worst) = compare("sdxl", &data("sdxl.onnx"), TIMESTEPS);
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn a_graph_of_the_old_format() {
+    let (_, worst) = compare("old", &data("old.onnx"), TIMESTEPS);
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn a_graph_with_external_data() {
+    let (_, worst) = compare("external", &data("external/model.onnx"), TIMESTEPS);
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn a_graph_of_what_exporters_seldom_write() {
+    let (_, worst) = compare("unusual", &data("unusual.onnx"), [801.0; ROWS]);
+    assert!(worst < 1e-6);
+    let (_, worst) = compare("unusual", &data("unusual.onnx"), [1.0; ROWS]);
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn the_parity_model() {
+    let (_, worst) = compare(
+        "parity",
+        &root().join("tests/data/parity/model/unet/model.onnx"),
+        TIMESTEPS,
+    );
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn the_demo_model() {
+    let (_, worst) = compare(
+        "demo",
+        &root().join("models/demo/unet/model.onnx"),
+        TIMESTEPS,
+    );
+    assert!(worst < 1e-6);
+}
+
+#[test]
+fn a_graph_with_nothing_costly_to_take_out_is_left_whole() {
+    let path = root().join("tests/data/odd/unet/model.onnx");
+    assert!(Split::open(&path, "x", "out").unwrap().is_none());
+}
