@@ -14,7 +14,7 @@ mod location;
 pub mod model;
 pub mod stream;
 
-pub use element::{Backend, CfgTypeProperty, StreamDiffusion, Timing};
+pub use element::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, StreamDiffusion, Timing};
 
 use gst::glib;
 

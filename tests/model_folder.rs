@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::engine::onnxruntime::OnnxModel;
-use gststreamdiffusion::engine::{Denoise, Model, shared};
+use gststreamdiffusion::engine::{Context, Denoise, Model, Text, TextUse, shared};
 use gststreamdiffusion::model::{
-    BetaSchedule, Component, Dtype, ModelFolder, Posterior, PredictionType, Role,
+    BetaSchedule, Dtype, ModelFolder, Posterior, PredictionType, Role,
 };
 
 fn data(name: &str) -> PathBuf {
@@ -186,7 +186,7 @@ fn the_parity_folder_opens() {
     assert_eq!(scheduler.original_inference_steps, 50);
     assert_eq!(scheduler.timestep_scaling, 10.0);
     assert!(!scheduler.rescale_betas_zero_snr && scheduler.trained_betas.is_none());
-    let unet = folder.component(Component::Unet);
+    let unet = folder.unet();
     assert_eq!((unet.graph.ir_version, unet.graph.opset), (8, 17));
     let sample = unet.input(Role::Sample).unwrap();
     assert_eq!(sample.name, "sample");
@@ -203,7 +203,7 @@ fn the_parity_folder_opens() {
 #[test]
 fn texts_have_the_tokens_clip_gives_them() {
     let folder = ModelFolder::open(&parity()).unwrap();
-    let tokenizer = folder.tokenizer();
+    let tokenizer = &folder.text_encoders()[0].tokenizer;
     assert_eq!(tokenizer.length(), 16);
     let (start, end) = (524, 525);
     let empty = tokenizer.encode("").unwrap();
@@ -240,8 +240,8 @@ fn older_tokenizer_files_give_the_same_tokens() {
         "a neon cat",
         "It's 1984, they'll see the NAÏVE <|endoftext|> art!?",
     ] {
-        let mut expected = new.tokenizer().encode(text).unwrap();
-        let found = old.tokenizer().encode(text).unwrap();
+        let mut expected = new.text_encoders()[0].tokenizer.encode(text).unwrap();
+        let found = old.text_encoders()[0].tokenizer.encode(text).unwrap();
         // It pads with "!", as Stable Diffusion 2 does.
         let end = expected.iter().rposition(|id| *id != 525).unwrap() + 2;
         expected[end.min(16)..].fill(0);
@@ -381,8 +381,9 @@ fn what_is_missing_is_named() {
 #[test]
 fn component_configurations_are_optional() {
     let copy = Copy::parity();
-    for component in Component::ALL {
-        copy.remove(&format!("{component}/config.json"));
+    for component in copy.open().components() {
+        let folder = component.component;
+        copy.remove(&format!("{folder}/config.json"));
     }
     let folder = copy.open();
     assert_eq!(folder.scaling_factor(), 0.18215);
@@ -408,7 +409,6 @@ fn other_pipelines_are_refused() {
         copy.open();
     }
     for other in [
-        "StableDiffusionXLPipeline",
         "ORTStableDiffusion3Pipeline",
         "FluxPipeline",
     ] {
@@ -425,6 +425,11 @@ fn other_pipelines_are_refused() {
         format!(r#"{{"_class_name": "{class}", "text_encoder_2": [null, null]}}"#),
     );
     copy.open();
+    copy.write(
+        index,
+        r#"{"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [null, null]}"#,
+    );
+    copy.fails(index, &["refiner", "base model"]);
     for bad in [
         "",
         "[]",
@@ -665,7 +670,7 @@ fn graphs_with_other_inputs_or_outputs_are_refused() {
     let out = || port(12, "y", 1, &[2, 4, 8, 8]);
     let file = "unet/model.onnx";
     copy.write(file, model(&[sample(), time(), text(), out()]));
-    assert_eq!(copy.open().component(Component::Unet).batch(), Some(2));
+    assert_eq!(copy.open().unet().batch(), Some(2));
     for (content, parts) in [
         (
             vec![time(), text(), out()],
@@ -685,10 +690,10 @@ fn graphs_with_other_inputs_or_outputs_are_refused() {
                 sample(),
                 time(),
                 text(),
-                port(11, "timestep_cond", 1, &[2, 256]),
+                port(11, "mask_cond", 1, &[2, 256]),
                 out(),
             ],
-            &["unsupported", "timestep_cond"],
+            &["unsupported", "mask_cond"],
         ),
         (
             vec![sample(), time(), text(), port(11, "scale", 1, &[1]), out()],
@@ -842,7 +847,7 @@ fn weights_stay_in_the_folder() {
     write(external(5, "weights.bin", "16", "16"));
     let folder = copy.open();
     assert_eq!(
-        folder.component(Component::Unet).graph.external_files,
+        folder.unet().graph.external_files,
         [copy.0.join("unet/weights.bin")]
     );
     for location in [
@@ -906,7 +911,7 @@ fn files_may_be_links_and_paths_any_bytes() {
     assert!(folder.name().starts_with("model-folder-"));
     // The engine opens them too, and the runtime is not upset by the name.
     let model = OnnxModel::open(&folder).unwrap();
-    assert_eq!(model.encode_text("x").unwrap().shape(), [1, 16, 32]);
+    assert_eq!(encode_text(&model, "x").shape(), [1, 16, 32]);
 }
 
 fn npz(path: &Path) -> HashMap<String, HostTensor> {
@@ -938,6 +943,38 @@ fn row(t: &HostTensor, i: usize) -> HostTensor {
     HostTensor::new(&shape, t.data()[i * size..][..size].to_vec())
 }
 
+fn encode_text(model: &OnnxModel, text: &str) -> HostTensor {
+    let chunks = model.chunks(text).unwrap();
+    let text = model.encode_text(text, TextUse::Prompt, chunks).unwrap();
+    assert!(text.pooled.is_none());
+    text.embedding
+}
+
+/// Latents, timestep and text embedding of a row.
+type Row<'a> = (&'a HostTensor, u32, &'a HostTensor);
+
+fn denoise(model: &OnnxModel, rows: &[Row]) -> gststreamdiffusion::error::Result<Vec<HostTensor>> {
+    let contexts = rows
+        .iter()
+        .map(|(sample, timestep, text)| {
+            let text = Text {
+                embedding: (*text).clone(),
+                pooled: None,
+            };
+            let size = (sample.shape()[2], sample.shape()[3]);
+            Ok(model.precompute(&[*timestep], &text, size)?.remove(0))
+        })
+        .collect::<gststreamdiffusion::error::Result<Vec<Context<HostTensor>>>>()?;
+    let rows = rows.iter().zip(&contexts);
+    let rows: Vec<_> = rows
+        .map(|((sample, ..), context)| Denoise {
+            sample: *sample,
+            context,
+        })
+        .collect();
+    model.denoise(&rows)
+}
+
 #[test]
 fn components_compute_what_the_reference_does() {
     let loaded = shared::load(&parity()).unwrap();
@@ -945,7 +982,7 @@ fn components_compute_what_the_reference_does() {
     assert_eq!(model.limits().multiple, 16);
     assert!(!model.limits().samples_posterior);
 
-    let embedding = model.encode_text("a neon cat").unwrap();
+    let embedding = encode_text(model, "a neon cat");
     let extra = npz(&data("parity/one-step-none.extra.npz"));
     let expected = &extra["prompt_embeds"];
     let size = expected.data().len();
@@ -968,25 +1005,14 @@ fn components_compute_what_the_reference_does() {
     let (samples, texts): (Vec<_>, Vec<_>) = (0..2)
         .map(|i| (row(&values["latent"], i), row(&values["text"], i)))
         .unzip();
-    let rows: Vec<_> = (0..2)
-        .map(|i| Denoise {
-            sample: &samples[i],
-            timestep: values["timestep"].data()[i] as u32,
-            text: &texts[i],
-        })
-        .collect();
-    let predicted = model.denoise(&rows).unwrap();
+    let timesteps = [0, 1].map(|i| values["timestep"].data()[i] as u32);
+    let rows = [0, 1].map(|i| (&samples[i], timesteps[i], &texts[i]));
+    let predicted = denoise(model, &rows).unwrap();
     for (i, found) in predicted.iter().enumerate() {
         close(found, &row(&values["predicted"], i), 5e-5);
     }
     // Two frames of one row are as two rows.
-    let both = model
-        .denoise(&[Denoise {
-            sample: &values["latent"],
-            timestep: rows[1].timestep,
-            text: &texts[1],
-        }])
-        .unwrap();
+    let both = denoise(model, &[(&values["latent"], timesteps[1], &texts[1])]).unwrap();
     close(&row(&both[0], 1), &predicted[1], 1e-5);
 
     assert!(model.denoise(&[]).unwrap().is_empty());
@@ -1001,15 +1027,8 @@ fn components_compute_what_the_reference_does() {
     assert!(model.encode(&values["picture"], Some(&encoded)).is_err());
     assert!(model.decode(&wrong).is_err());
     let short = HostTensor::new(&[1, 2, 32], vec![0.0; 64]);
-    let bad = Denoise {
-        text: &short,
-        ..Denoise {
-            sample: &samples[0],
-            timestep: 0,
-            text: &short,
-        }
-    };
-    let message = model.denoise(&[bad]).unwrap_err().to_string();
+    let bad = (&samples[0], 0, &short);
+    let message = denoise(model, &[bad]).unwrap_err().to_string();
     assert!(
         message.contains("unet") && message.contains("[1, 2, 32]"),
         "{message}"
@@ -1022,7 +1041,7 @@ fn odd_graphs_are_served() {
     assert_eq!(folder.name(), "Odd");
     assert!(folder.samples_posterior());
     assert_eq!(
-        folder.component(Component::TextEncoder).output.name,
+        folder.text_encoders()[0].file.output.name,
         "hidden"
     );
     let model = OnnxModel::open(&folder).unwrap();
@@ -1031,8 +1050,8 @@ fn odd_graphs_are_served() {
     assert_eq!(limits.fixed_size, Some((8, 8)));
 
     // int32 ids, mask and positions, two texts at a time, float16.
-    let text = model.encode_text("a").unwrap();
-    let ids = folder.tokenizer().encode("a").unwrap();
+    let text = encode_text(&model, "a");
+    let ids = &folder.text_encoders()[0].tokenizer.chunks("a").unwrap()[0].ids;
     let expected = ids
         .iter()
         .enumerate()
@@ -1053,14 +1072,8 @@ fn odd_graphs_are_served() {
         frames(&[10.0]),
     ];
     let timesteps = [30, 10, 30, 20];
-    let rows: Vec<_> = (0..4)
-        .map(|i| Denoise {
-            sample: &samples[i],
-            timestep: timesteps[i],
-            text: &texts[i % 2],
-        })
-        .collect();
-    let out = model.denoise(&rows).unwrap();
+    let rows = [0, 1, 2, 3].map(|i| (&samples[i], timesteps[i], &texts[i % 2]));
+    let out = denoise(&model, &rows).unwrap();
     let expected = [&[32.0][..], &[14.0, 15.0], &[35.0], &[27.0]];
     for (found, expected) in out.iter().zip(expected) {
         close(found, &frames(expected), 0.0);

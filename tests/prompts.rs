@@ -27,7 +27,7 @@ fn data(name: &str) -> PathBuf {
 
 fn tokenizer() -> Tokenizer {
     let folder = ModelFolder::open(&data("parity/model")).unwrap();
-    folder.tokenizer().clone()
+    folder.text_encoders()[0].tokenizer.clone()
 }
 
 fn cases() -> Vec<Case> {

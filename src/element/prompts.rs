@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::settings::Prompts;
-use crate::engine::Model;
+use crate::engine::{Model, Text, TextUse};
 use crate::error::{Error, Result};
 use crate::stream::Conditioning;
 
@@ -143,9 +143,12 @@ fn encode_all<X>(shared: &Shared<X>, model: &dyn Model<Tensor = X>) {
             }
         };
         let result = (|| {
+            // Rows of one call must be of one length.
+            let chunks = model.chunks(&prompts.prompt)?;
+            let chunks = chunks.max(model.chunks(&prompts.negative)?);
             Ok(Conditioning {
-                prompt: cache.encode(&prompts.prompt)?,
-                negative: cache.encode(&prompts.negative)?,
+                prompt: cache.encode(&prompts.prompt, TextUse::Prompt, chunks)?,
+                negative: cache.encode(&prompts.negative, TextUse::Negative, chunks)?,
             })
         })();
         let mut state = shared.state.lock();
@@ -155,27 +158,27 @@ fn encode_all<X>(shared: &Shared<X>, model: &dyn Model<Tensor = X>) {
     }
 }
 
-/// The embeddings of the texts used last, the newest at the back.
+/// What an encoded text was made from.
+type Key = (String, TextUse, usize);
+
+/// The texts used last, encoded, the newest at the back.
 struct Cache<'a, X> {
     model: &'a dyn Model<Tensor = X>,
-    entries: VecDeque<(String, Arc<X>)>,
+    entries: VecDeque<(Key, Arc<Text<X>>)>,
 }
 
 impl<X> Cache<'_, X> {
-    fn encode(&mut self, text: &str) -> Result<Arc<X>> {
-        let entry = match self.entries.iter().position(|(known, _)| known == text) {
-            Some(index) => self.entries.remove(index),
-            None => None,
+    fn encode(&mut self, text: &str, used_as: TextUse, chunks: usize) -> Result<Arc<Text<X>>> {
+        let key = (text.to_owned(), used_as, chunks);
+        let known = self.entries.iter().position(|(known, _)| *known == key);
+        let encoded = match known.and_then(|index| self.entries.remove(index)) {
+            Some((_, encoded)) => encoded,
+            None => Arc::new(self.model.encode_text(text, used_as, chunks)?),
         };
-        let entry = match entry {
-            Some(entry) => entry,
-            None => (text.to_owned(), Arc::new(self.model.encode_text(text)?)),
-        };
-        let embedding = entry.1.clone();
         if self.entries.len() == CACHED {
             self.entries.pop_front();
         }
-        self.entries.push_back(entry);
-        Ok(embedding)
+        self.entries.push_back((key, encoded.clone()));
+        Ok(encoded)
     }
 }

@@ -8,7 +8,7 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::settings::{Settings, default};
-use super::{Backend, CfgTypeProperty, Timing};
+use super::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, Timing};
 use crate::model::Manifest;
 
 /// A property that takes effect at the next frame.
@@ -77,7 +77,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         string(
             "prompt",
             "Prompt",
-            "What to turn the picture into; unset: the model's own. A new prompt takes effect as soon as it is encoded",
+            "What to turn the picture into; unset: the model's own. (word:1.3) counts more, (word:0.7) less. A new prompt takes effect as soon as it is encoded",
             LIVE,
         ),
         string(
@@ -94,6 +94,11 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             default::STEPS,
             CONTROLLED,
         ),
+        glib::ParamSpecEnum::builder_with_default("mode", Mode::default())
+            .nick("Mode")
+            .blurb("What frames start from. With txt2img, strength is not used and cfg-type self means none")
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
         number(
             "strength",
             "Strength",
@@ -134,12 +139,37 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             .blurb("What guidance compares the prompt with. The model's own unless set")
             .flags(glib::ParamFlags::READWRITE | LIVE)
             .build(),
+        glib::ParamSpecEnum::builder_with_default("scheduler", Scheduler::default())
+            .nick("Scheduler")
+            .blurb("How one step leads to the next")
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
+        number(
+            "eta",
+            "Eta",
+            "With scheduler tcd, how much of the noise between steps is new (0: none, 1: as with lcm)",
+            0.0..=1.0,
+            default::ETA,
+        ),
         glib::ParamSpecUInt64::builder("seed")
             .nick("Seed")
             .blurb("Which noise to use; a seed means the same noise as in PyTorch on the CPU (its low 32 bits count)")
             .default_value(default::SEED)
             .flags(glib::ParamFlags::READWRITE | LIVE)
             .build(),
+        glib::ParamSpecEnum::builder_with_default("noise", Noise::default())
+            .nick("Noise")
+            .blurb("How the noise that frames start with changes from frame to frame")
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
+        count(
+            "noise-walk-frames",
+            "Frames of a walk",
+            "With noise=walk, frames from one seed's noise to the next one's",
+            1..=100_000,
+            default::NOISE_WALK_FRAMES,
+            CONTROLLED,
+        ),
         switch(
             "add-noise",
             "Add noise",
@@ -198,7 +228,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             .build(),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend; precomputed (how much of the U-Net is computed ahead); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]
@@ -229,7 +259,12 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
         "guidance-scale" => settings.guidance_scale = Some(get(value)?),
         "delta" => settings.delta = Some(get(value)?),
         "cfg-type" => settings.cfg_type = Some(get::<CfgTypeProperty>(value)?.into()),
+        "mode" => settings.mode = get(value)?,
+        "scheduler" => settings.scheduler = get(value)?,
+        "eta" => settings.eta = get(value)?,
         "seed" => settings.seed = get(value)?,
+        "noise" => settings.noise = get(value)?,
+        "noise-walk-frames" => settings.noise_walk_frames = get(value)?,
         "add-noise" => settings.add_noise = get(value)?,
         "frame-buffer-size" => settings.frame_buffer_size = get(value)?,
         "similarity-filter" => settings.similarity_filter = get(value)?,
@@ -269,7 +304,12 @@ pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib:
         "guidance-scale" => settings.guidance_scale(manifest).to_value(),
         "delta" => settings.delta(manifest).to_value(),
         "cfg-type" => CfgTypeProperty::from(settings.cfg_type(manifest)).to_value(),
+        "mode" => settings.mode.to_value(),
+        "scheduler" => settings.scheduler.to_value(),
+        "eta" => settings.eta.to_value(),
         "seed" => settings.seed.to_value(),
+        "noise" => settings.noise.to_value(),
+        "noise-walk-frames" => settings.noise_walk_frames.to_value(),
         "add-noise" => settings.add_noise.to_value(),
         "frame-buffer-size" => settings.frame_buffer_size.to_value(),
         "similarity-filter" => settings.similarity_filter.to_value(),

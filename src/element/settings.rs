@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use crate::engine::Limits;
 use crate::error::{Error, Result};
-use crate::model::Manifest;
+use crate::model::{ConsistencyMethod, Manifest};
 use crate::stream::schedule::spread_indices;
-use crate::stream::{self, CfgType, Guidance, Similarity};
+use crate::stream::{self, CfgType, Guidance, Method, Similarity, Variation};
 
-use super::{Backend, Timing};
+use super::{Backend, Mode, Noise, Scheduler, Timing};
 
 /// Values for what neither the user nor the model folder says; those of the published pipeline where it has one.
 pub mod default {
-    use crate::stream::CfgType;
+    use crate::stream::{CfgType, Method};
 
     pub const STEPS: u32 = 2;
     pub const STRENGTH: f64 = 0.36;
@@ -20,7 +20,9 @@ pub mod default {
     pub const GUIDANCE_SCALE: f64 = 1.2;
     pub const DELTA: f64 = 1.0;
     pub const CFG_TYPE: CfgType = CfgType::SelfNegative;
+    pub const ETA: f64 = Method::DEFAULT_ETA;
     pub const SEED: u64 = 2;
+    pub const NOISE_WALK_FRAMES: u32 = 30;
     pub const ADD_NOISE: bool = true;
     pub const FRAME_BUFFER_SIZE: u32 = 1;
     pub const SIMILARITY_FILTER: bool = false;
@@ -43,7 +45,12 @@ pub struct Settings {
     pub guidance_scale: Option<f64>,
     pub delta: Option<f64>,
     pub cfg_type: Option<CfgType>,
+    pub scheduler: Scheduler,
+    pub eta: f64,
+    pub mode: Mode,
     pub seed: u64,
+    pub noise: Noise,
+    pub noise_walk_frames: u32,
     pub add_noise: bool,
     pub frame_buffer_size: u32,
     pub similarity_filter: bool,
@@ -68,7 +75,12 @@ impl Default for Settings {
             guidance_scale: None,
             delta: None,
             cfg_type: None,
+            scheduler: Scheduler::default(),
+            eta: default::ETA,
+            mode: Mode::default(),
             seed: default::SEED,
+            noise: Noise::default(),
+            noise_walk_frames: default::NOISE_WALK_FRAMES,
             add_noise: default::ADD_NOISE,
             frame_buffer_size: default::FRAME_BUFFER_SIZE,
             similarity_filter: default::SIMILARITY_FILTER,
@@ -146,30 +158,56 @@ impl Settings {
         }
     }
 
-    /// What the stream is to do, with this model.
+    /// What the stream is to do, with the model that has this manifest and this method of its own.
     ///
     /// # Errors
     /// When `t-index-list` is no list of numbers; its range and order are the schedule's to check.
-    pub fn stream(&self, manifest: &Manifest) -> Result<stream::Settings> {
+    pub fn stream(
+        &self,
+        manifest: &Manifest,
+        method: ConsistencyMethod,
+    ) -> Result<stream::Settings> {
+        let method = match self.scheduler {
+            Scheduler::Auto => method,
+            Scheduler::Lcm => ConsistencyMethod::Lcm,
+            Scheduler::Tcd => ConsistencyMethod::Tcd,
+        };
         let num_inference_steps = self.num_inference_steps(manifest) as usize;
+        let spread = |strength| {
+            let steps = self.steps(manifest) as usize;
+            spread_indices(steps, strength, num_inference_steps)
+        };
         let t_index_list = match (&self.t_index_list, &manifest.defaults.t_index_list) {
             (Some(list), _) => parse_indices(list)?,
+            // There is no picture to keep a share of.
+            _ if self.mode == Mode::TextToImage => spread(1.0),
             (None, Some(list)) if self.steps.is_none() && self.strength.is_none() => list.clone(),
-            _ => spread_indices(
-                self.steps(manifest) as usize,
-                self.strength(manifest),
-                num_inference_steps,
-            ),
+            _ => spread(self.strength(manifest)),
         };
         Ok(stream::Settings {
             num_inference_steps,
             t_index_list,
+            method: match method {
+                ConsistencyMethod::Lcm => Method::Lcm,
+                ConsistencyMethod::Tcd => Method::Tcd { eta: self.eta },
+            },
             guidance: Guidance {
                 cfg_type: self.cfg_type(manifest),
                 scale: self.guidance_scale(manifest),
                 delta: self.delta(manifest),
             },
+            mode: match self.mode {
+                Mode::ImageToImage => stream::Mode::ImageToImage,
+                Mode::TextToImage => stream::Mode::TextToImage,
+            },
             seed: self.seed,
+            variation: match self.noise {
+                Noise::Fixed => Variation::Fixed,
+                Noise::Fresh => Variation::Fresh,
+                Noise::Walk => Variation::Walk {
+                    frames: self.noise_walk_frames,
+                },
+            },
             add_noise: self.add_noise,
             similarity: self.similarity_filter.then_some(Similarity {
                 threshold: self.ssf_threshold,
@@ -270,18 +308,24 @@ mod tests {
         let mut settings = Settings::default();
         let mut manifest = Manifest::default();
         let list = |settings: &Settings, manifest: &Manifest| {
-            settings.stream(manifest).unwrap().t_index_list
+            let lcm = ConsistencyMethod::Lcm;
+            settings.stream(manifest, lcm).unwrap().t_index_list
         };
         assert_eq!(list(&settings, &manifest), [32, 41]);
         manifest.defaults.t_index_list = Some(vec![20, 40]);
         assert_eq!(list(&settings, &manifest), [20, 40]);
         settings.steps = Some(1);
         assert_eq!(list(&settings, &manifest), [32]);
+        settings.steps = None;
+        settings.mode = Mode::TextToImage;
+        assert_eq!(list(&settings, &manifest), [0, 25]);
         settings.t_index_list = Some(" 1, 2,3".into());
         assert_eq!(list(&settings, &manifest), [1, 2, 3]);
         for bad in ["", "1,,2", "-1", "1;2", "x"] {
             settings.t_index_list = Some(bad.into());
-            let error = settings.stream(&manifest).unwrap_err().to_string();
+            let error = settings
+                .stream(&manifest, ConsistencyMethod::Lcm)
+                .unwrap_err().to_string();
             assert!(error.contains("t-index-list"), "{error}");
         }
     }

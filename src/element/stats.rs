@@ -15,6 +15,7 @@ const KEPT: usize = 64;
 pub struct Stats {
     model: Option<String>,
     backend: Option<String>,
+    precomputed: Option<String>,
     size: (usize, usize),
     counters: Counters,
     times: StageTimes,
@@ -27,6 +28,7 @@ impl Stats {
     pub fn loaded(&mut self, loaded: &Loaded) {
         self.model = Some(loaded.folder.name());
         self.backend = Some(loaded.model.backend().to_owned());
+        self.precomputed = Some(loaded.model.precomputed().to_owned());
     }
 
     /// Takes over the stream's figures.
@@ -63,6 +65,7 @@ impl Stats {
             .field("height", self.size.1 as u32)
             .field("model", self.model.as_deref().unwrap_or(""))
             .field("backend", self.backend.as_deref().unwrap_or(""))
+            .field("precomputed", self.precomputed.as_deref().unwrap_or(""))
             .build();
         for (name, stage) in [
             ("encode", Stage::Encode),

@@ -374,7 +374,7 @@ impl Studio {
             folder.scheduler().clone(),
             size,
             settings.frame_buffer_size as usize,
-            settings.stream(folder.manifest())?,
+            settings.stream(folder.manifest(), folder.scheduler().method)?,
             conditioning,
         )?;
         if self.in_force.is_none() {
@@ -397,7 +397,8 @@ impl Studio {
     ) {
         if self.applied.as_ref() != Some(settings) {
             self.applied = Some(settings.clone());
-            let changed = settings.stream(self.loaded.folder.manifest());
+            let folder = &self.loaded.folder;
+            let changed = settings.stream(folder.manifest(), folder.scheduler().method);
             match changed.and_then(|settings| stream.configure(&settings)) {
                 Ok(()) => self.in_force = Some(settings.clone()),
                 Err(error) => observer.change_refused(&error),

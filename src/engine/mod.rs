@@ -3,16 +3,52 @@
 pub mod onnxruntime;
 pub mod shared;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
+
+/// What a text is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TextUse {
+    /// It says what to draw.
+    Prompt,
+    /// It says what to avoid. Some models take nothing at all, rather than the empty text, for "nothing to avoid".
+    Negative,
+}
+
+/// An encoded text.
+#[derive(Debug, Clone)]
+pub struct Text<T> {
+    /// Embedding `[1, L, D]`, L being whole chunks of the text encoder's length.
+    pub embedding: T,
+    /// Pooled embedding `[1, P]`, where the U-Net wants one.
+    pub pooled: Option<T>,
+}
+
+/// All that a row of a U-Net call needs beside its latent: everything that follows from timestep, text and size, computed
+/// ahead (arXiv 2312.12491, appendix A.2). Which tensors these are is the model's business: for one whose U-Net is
+/// split they are cross-attention keys and values and time embeddings, else timestep and text themselves.
+#[derive(Debug)]
+pub struct Context<T> {
+    /// What the live U-Net takes beside the latent, in its own order, for one row. Contexts of one text share what
+    /// does not depend on the timestep.
+    pub tensors: Vec<Arc<T>>,
+}
+
+impl<T> Clone for Context<T> {
+    fn clone(&self) -> Self {
+        Self {
+            tensors: self.tensors.clone(),
+        }
+    }
+}
 
 /// One row group of a U-Net call: `f` frames that share step and text.
 pub struct Denoise<'a, T> {
     /// Noisy latents `[f, C, h, w]`.
     pub sample: &'a T,
-    /// The timestep of all `f` rows, in the scheduler's training steps (0…999).
-    pub timestep: u32,
-    /// Text embedding `[1, L, D]`, repeated for every row.
-    pub text: &'a T,
+    /// The rest, the same for all `f` rows.
+    pub context: &'a Context<T>,
 }
 
 /// What a loaded model can do; read from its graphs and configuration, never assumed.
@@ -57,7 +93,7 @@ impl Limits {
     }
 }
 
-/// A loaded model: the four components. Shared between elements, so every method takes `&self`.
+/// A loaded model: its components. Shared between elements, so every method takes `&self`.
 pub trait Model: Send + Sync {
     /// The device tensor it works on.
     type Tensor;
@@ -65,8 +101,22 @@ pub trait Model: Send + Sync {
     /// What it can do.
     fn limits(&self) -> &Limits;
 
-    /// Text embedding `[1, L, D]` of `text`, which is tokenised, cut or padded as the model's tokenizer says.
-    fn encode_text(&self, text: &str) -> Result<Self::Tensor>;
+    /// How many chunks of the text encoder's length `text` takes, at least one.
+    fn chunks(&self, text: &str) -> Result<usize>;
+
+    /// `text` encoded in `chunks` chunks: filled up with empty ones, cut where it takes more. Weights in brackets are
+    /// obeyed (see [`Prompt`](crate::model::Prompt)).
+    fn encode_text(&self, text: &str, used_as: TextUse, chunks: usize)
+    -> Result<Text<Self::Tensor>>;
+
+    /// What rows with `text` need at each of `timesteps` (in the scheduler's training steps, 0…999), for latents of
+    /// `size` (height, width).
+    fn precompute(
+        &self,
+        timesteps: &[u32],
+        text: &Text<Self::Tensor>,
+        size: (usize, usize),
+    ) -> Result<Vec<Context<Self::Tensor>>>;
 
     /// Scaled latents `[f, C, H/s, W/s]` of pictures `[f, 3, H, W]` in [-1, 1]. `noise` has the latents' shape
     /// and is given if and only if [`Limits::samples_posterior`].

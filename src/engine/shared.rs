@@ -65,7 +65,7 @@ fn key(path: &Path) -> Result<Key> {
     for folder in Component::ALL
         .map(Component::folder)
         .iter()
-        .chain(&["tokenizer", "scheduler"])
+        .chain(&["tokenizer", "tokenizer_2", "scheduler"])
     {
         list(&canonical.join(folder), &mut files);
     }

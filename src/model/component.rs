@@ -1,4 +1,4 @@
-//! The four components of a model folder: where they are, and which input of their graphs plays which role.
+//! The components of a model folder: where they are, and which input of their graphs plays which role.
 //!
 //! Exporters name inputs and outputs as they like, so roles are read from types and shapes; names only decide where
 //! those leave a choice.
@@ -11,11 +11,16 @@ use super::graph::{Graph, Port};
 use super::read;
 use crate::error::{Error, Result};
 
+/// Values of Stable Diffusion XL's "time ids".
+pub const SIZE_IDS: usize = 6;
+
 /// A part of a diffusion model with a graph of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Component {
     /// Token ids to text embedding.
     TextEncoder,
+    /// Stable Diffusion XL's second text encoder.
+    TextEncoder2,
     /// Noisy latent, timestep and text embedding to prediction.
     Unet,
     /// Picture to latent.
@@ -26,8 +31,9 @@ pub enum Component {
 
 impl Component {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::TextEncoder,
+        Self::TextEncoder2,
         Self::Unet,
         Self::VaeEncoder,
         Self::VaeDecoder,
@@ -37,6 +43,7 @@ impl Component {
     pub fn folder(self) -> &'static str {
         match self {
             Self::TextEncoder => "text_encoder",
+            Self::TextEncoder2 => "text_encoder_2",
             Self::Unet => "unet",
             Self::VaeEncoder => "vae_encoder",
             Self::VaeDecoder => "vae_decoder",
@@ -65,6 +72,24 @@ pub enum Role {
     Timestep,
     /// Text embedding `[batch, L, D]`.
     Text,
+    /// Pooled text embedding `[batch, P]` of Stable Diffusion XL.
+    Pooled,
+    /// Stable Diffusion XL's "time ids" `[batch, 6]`: original height and width, top and left of the crop, target
+    /// height and width, in pixels.
+    SizeIds,
+    /// Embedding `[batch, G]` of the guidance scale that a guidance-distilled U-Net imitates (arXiv 2310.04378, §4.3).
+    GuidanceEmbedding,
+}
+
+/// Which output of a text encoder the U-Net wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layer {
+    /// Of the last layer, after its norm: Stable Diffusion 1 and 2.
+    Last,
+    /// Of the layer before the last: Stable Diffusion XL.
+    Penultimate,
+    /// The same, and the pooled embedding too: Stable Diffusion XL's second encoder.
+    PenultimateAndPooled,
 }
 
 /// The keys of `config.json` that are used. All optional: exports by diffusers' first script have no `config.json`.
@@ -84,6 +109,8 @@ pub struct Config {
     pub scaling_factor: Option<f64>,
     /// VAE: what is subtracted from latents before they are scaled.
     pub shift_factor: Option<f64>,
+    /// U-Net: values of the guidance embedding, of guidance-distilled ones.
+    pub time_cond_proj_dim: Option<usize>,
 }
 
 /// One component, found and checked.
@@ -101,11 +128,13 @@ pub struct ComponentFile {
     pub inputs: Vec<(Role, Port)>,
     /// The output that is used.
     pub output: Port,
+    /// The pooled text embedding `[batch, P]`, of Stable Diffusion XL's second text encoder.
+    pub pooled: Option<Port>,
 }
 
 impl ComponentFile {
-    /// Finds and checks `component` in the model folder at `folder`.
-    pub(super) fn open(folder: &Path, component: Component) -> Result<Self> {
+    /// Finds and checks `component` in the model folder at `folder`; `layer` is what is wanted of a text encoder.
+    pub(super) fn open(folder: &Path, component: Component, layer: Layer) -> Result<Self> {
         let folder = folder.join(component.folder());
         if !folder.is_dir() {
             return Err(Error::not_found(
@@ -126,13 +155,20 @@ impl ComponentFile {
             ));
         }
         let graph = Graph::open(&path)?;
-        let (inputs, output) = match component {
-            Component::TextEncoder => text_encoder(&graph),
+        let mut pooled = None;
+        let roles = match component {
+            Component::TextEncoder | Component::TextEncoder2 => {
+                if layer == Layer::PenultimateAndPooled {
+                    let port = pooled_output(&graph).map_err(|what| Error::invalid(&path, what))?;
+                    pooled = Some(port);
+                }
+                text_encoder(&graph, layer)
+            }
             Component::Unet => unet(&graph),
             Component::VaeEncoder => vae(&graph, Some(3), None),
             Component::VaeDecoder => vae(&graph, None, Some(3)),
-        }
-        .map_err(|what| Error::invalid(&path, what))?;
+        };
+        let (inputs, output) = roles.map_err(|what| Error::invalid(&path, what))?;
         let file = Self {
             component,
             path,
@@ -140,6 +176,7 @@ impl ComponentFile {
             config,
             inputs,
             output,
+            pooled,
         };
         file.check_sizes()
             .map_err(|what| Error::invalid(&file.path, what))?;
@@ -152,7 +189,7 @@ impl ComponentFile {
             (Role::Timestep, _) => 1 << 10,
             (_, 0) => 1 << 10,
             (Role::TokenIds | Role::AttentionMask | Role::PositionIds | Role::Text, 1) => 4096,
-            (Role::Text, _) => 1 << 16,
+            (Role::Text | Role::Pooled | Role::SizeIds | Role::GuidanceEmbedding, _) => 1 << 16,
             (Role::Sample, 1) => 1 << 10,
             _ => 8192,
         };
@@ -201,6 +238,7 @@ impl Config {
             ("vocab_size", self.vocab_size, 1 << 24),
             ("in_channels", self.in_channels, 1 << 16),
             ("latent_channels", self.latent_channels, 1 << 10),
+            ("time_cond_proj_dim", self.time_cond_proj_dim, 1 << 16),
         ] {
             if let Some(v) = value.filter(|v| !(1..=max).contains(v)) {
                 return Err(format!("{key} is {v}, expected 1 to {max}"));
@@ -250,7 +288,7 @@ fn roles(
                 Role::Sample => "a float input [batch, channels, height, width]",
                 Role::Timestep => "an input for the timestep, of 0 or 1 dimensions",
                 Role::Text => "a float input of text embeddings [batch, length, width]",
-                Role::AttentionMask | Role::PositionIds => "another input",
+                _ => "another input",
             };
             return Err(format!("expected {what}, found none"));
         }
@@ -272,7 +310,7 @@ fn output(graph: &Graph, rank: usize, names: &[&str]) -> std::result::Result<Por
         .ok_or_else(|| format!("expected a float output of {rank} dimensions, found none"))
 }
 
-fn text_encoder(graph: &Graph) -> Roles {
+fn text_encoder(graph: &Graph, layer: Layer) -> Roles {
     let inputs = roles(graph, &[Role::TokenIds], |p| {
         if !p.dtype.is_integer() || p.rank() != 2 {
             return None;
@@ -283,20 +321,71 @@ fn text_encoder(graph: &Graph) -> Roles {
             _ => Role::TokenIds,
         })
     })?;
-    Ok((inputs, output(graph, 3, &["last_hidden_state"])?))
+    let output = match layer {
+        Layer::Last => output(graph, 3, &["last_hidden_state"])?,
+        Layer::Penultimate | Layer::PenultimateAndPooled => penultimate(graph)?,
+    };
+    Ok((inputs, output))
+}
+
+/// The output of the layer before the last: under its own name, or one of all layers', which Optimum numbers.
+fn penultimate(graph: &Graph) -> std::result::Result<Port, String> {
+    let fits = |p: &&Port| p.dtype.is_float() && p.rank() == 3;
+    let number = |p: &Port| p.name.strip_prefix("hidden_states.")?.parse::<u32>().ok();
+    let mut layers: Vec<_> = graph
+        .outputs
+        .iter()
+        .filter(fits)
+        .filter_map(|p| Some((number(p)?, p)))
+        .collect();
+    layers.sort_by_key(|(number, _)| *number);
+    let named = |p: &&Port| p.name == "penultimate_hidden_state";
+    let port = match layers[..] {
+        [.., (_, port), _] => Some(port),
+        _ => graph.outputs.iter().filter(fits).find(named),
+    };
+    port.cloned().ok_or_else(|| {
+        "expected an output \"penultimate_hidden_state\", or \"hidden_states.0\" and so on, as the U-Net of Stable Diffusion XL wants the layer before the last; found none".into()
+    })
+}
+
+/// The pooled embedding of Stable Diffusion XL's second text encoder.
+fn pooled_output(graph: &Graph) -> std::result::Result<Port, String> {
+    let fits = |p: &&Port| p.dtype.is_float() && p.rank() == 2;
+    let named = |name: &str| {
+        let mut fitting = graph.outputs.iter().filter(fits);
+        fitting.find(|p| p.name == name)
+    };
+    named("text_embeds")
+        .or_else(|| named("pooler_output"))
+        .cloned()
+        .ok_or_else(|| {
+            "expected a float output \"text_embeds\" [batch, width], found none".to_owned()
+        })
 }
 
 fn unet(graph: &Graph) -> Roles {
     let inputs = roles(
         graph,
         &[Role::Sample, Role::Timestep, Role::Text],
-        |p| match p.rank() {
-            4 if p.dtype.is_float() => Some(Role::Sample),
-            3 if p.dtype.is_float() => Some(Role::Text),
-            0 | 1 if p.dtype.is_float() || p.dtype.is_integer() => Some(Role::Timestep),
+        |p| match (p.rank(), p.name.as_str()) {
+            (4, _) if p.dtype.is_float() => Some(Role::Sample),
+            (3, _) if p.dtype.is_float() => Some(Role::Text),
+            (0 | 1, _) if p.dtype.is_float() || p.dtype.is_integer() => Some(Role::Timestep),
+            (2, "text_embeds") if p.dtype.is_float() => Some(Role::Pooled),
+            (2, "time_ids") if p.dtype.is_float() || p.dtype.is_integer() => Some(Role::SizeIds),
+            (2, "timestep_cond") if p.dtype.is_float() => Some(Role::GuidanceEmbedding),
             _ => None,
         },
     )?;
+    let found = |role| inputs.iter().find(|(r, _)| *r == role).map(|(_, port)| port);
+    if let Some(port) = found(Role::SizeIds)
+        && port.fixed(1).is_some_and(|n| n != SIZE_IDS)
+    {
+        return Err(format!(
+            "unsupported: its input {port} is expected to have {SIZE_IDS} values per row, as Stable Diffusion XL's base model has"
+        ));
+    }
     Ok((inputs, output(graph, 4, &["out_sample"])?))
 }
 

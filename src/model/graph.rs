@@ -44,6 +44,18 @@ impl Dtype {
         }
     }
 
+    /// Its ONNX number.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::F32 => 1,
+            Self::I32 => 6,
+            Self::I64 => 7,
+            Self::F16 => 10,
+            Self::F64 => 11,
+            Self::Other(n) => n,
+        }
+    }
+
     /// Whether it is one of the float types that are handled.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::F64)

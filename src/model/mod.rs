@@ -18,9 +18,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-pub use component::{Component, ComponentFile, Config, Role};
+use component::Layer;
+pub use component::{Component, ComponentFile, Config, Role, SIZE_IDS};
 pub use graph::{Dtype, Graph, Port};
 pub use manifest::{Defaults, Manifest, ManifestLimits, Posterior, VaeOptions};
+pub use prompt::weigh;
 pub use scheduler::{BetaSchedule, ConsistencyMethod, PredictionType, SchedulerConfig};
 pub use split::{Boundary, Split, TensorType};
 pub use tokenizer::{Chunk, Tokenizer};
@@ -32,20 +34,32 @@ const SCALING_FACTOR: f64 = 0.18215;
 /// Blocks of Stable Diffusion's U-Net and VAE, for folders without configurations.
 const BLOCKS: usize = 4;
 
+/// A text encoder and the tokenizer that goes with it.
+#[derive(Debug)]
+pub struct TextEncoder {
+    /// The graph.
+    pub file: ComponentFile,
+    /// What makes its token ids.
+    pub tokenizer: Tokenizer,
+}
+
 /// A model folder, opened and checked.
 #[derive(Debug)]
 pub struct ModelFolder {
     path: PathBuf,
     scheduler: SchedulerConfig,
     manifest: Manifest,
-    tokenizer: Tokenizer,
-    components: [ComponentFile; 4],
+    text_encoders: Vec<TextEncoder>,
+    unet: ComponentFile,
+    vae_encoder: ComponentFile,
+    vae_decoder: ComponentFile,
     scaling_factor: f64,
     shift_factor: f64,
     latent_channels: usize,
     latent_scale: usize,
     gives_posterior: bool,
     fixed_size: Option<(usize, usize)>,
+    zero_negative: bool,
 }
 
 impl ModelFolder {
@@ -73,19 +87,21 @@ impl ModelFolder {
                 "no such file, expected in every model folder (as Optimum writes it)",
             ));
         }
-        check_index(&index)?;
+        let (family, zero_negative) = check_index(&index)?;
         let manifest = Manifest::open(&path.join("streamdiffusion.toml"))?;
         let scheduler = SchedulerConfig::open(&path.join("scheduler/scheduler_config.json"))?;
-        let [text, unet, encoder, decoder] =
-            Component::ALL.map(|component| ComponentFile::open(path, component));
-        let (text, unet, encoder, decoder) = (text?, unet?, encoder?, decoder?);
-        let tokenizer = Tokenizer::open(
-            &path.join("tokenizer"),
-            text.input(Role::TokenIds).and_then(|p| p.fixed(1)),
-            text.config.max_position_embeddings,
-            text.config.vocab_size,
-        )?;
-        check_text(&text, &unet, &tokenizer)?;
+        let text_encoders = family
+            .text_encoders()
+            .iter()
+            .map(|(component, tokenizer, layer)| {
+                TextEncoder::open(path, *component, tokenizer, *layer)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let open = |component| ComponentFile::open(path, component, Layer::Last);
+        let unet = open(Component::Unet)?;
+        let encoder = open(Component::VaeEncoder)?;
+        let decoder = open(Component::VaeDecoder)?;
+        check_text(&text_encoders, &unet)?;
 
         let latent_channels = latent_channels(&unet, &encoder, &decoder)?;
         let gives_posterior = match encoder.output.fixed(1) {
@@ -129,12 +145,15 @@ impl ModelFolder {
             path: path.to_owned(),
             scheduler,
             manifest,
-            tokenizer,
-            components: [text, unet, encoder, decoder],
+            text_encoders,
+            unet,
+            vae_encoder: encoder,
+            vae_decoder: decoder,
             latent_channels,
             latent_scale,
             gives_posterior,
             fixed_size,
+            zero_negative,
         })
     }
 
@@ -162,14 +181,30 @@ impl ModelFolder {
         &self.manifest
     }
 
-    /// Its tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    /// Its text encoders, one or two.
+    pub fn text_encoders(&self) -> &[TextEncoder] {
+        &self.text_encoders
     }
 
-    /// One of its components.
-    pub fn component(&self, component: Component) -> &ComponentFile {
-        &self.components[component as usize]
+    /// Its U-Net.
+    pub fn unet(&self) -> &ComponentFile {
+        &self.unet
+    }
+
+    /// Its image encoder.
+    pub fn vae_encoder(&self) -> &ComponentFile {
+        &self.vae_encoder
+    }
+
+    /// Its image decoder.
+    pub fn vae_decoder(&self) -> &ComponentFile {
+        &self.vae_decoder
+    }
+
+    /// All its components, in the order of [`Component::ALL`].
+    pub fn components(&self) -> impl Iterator<Item = &ComponentFile> {
+        let text_encoders = self.text_encoders.iter().map(|encoder| &encoder.file);
+        text_encoders.chain([&self.unet, &self.vae_encoder, &self.vae_decoder])
     }
 
     /// What latents of the VAE, less the [shift](Self::shift_factor), are multiplied with for the U-Net.
@@ -202,10 +237,14 @@ impl ModelFolder {
         self.gives_posterior && self.manifest.vae.posterior == Posterior::Sample
     }
 
+    /// Whether the model was trained with embeddings of zeros, not of the empty text, where there is nothing to avoid.
+    pub fn zero_negative(&self) -> bool {
+        self.zero_negative
+    }
+
     /// Width and height in pixels must be multiples of this.
     pub fn multiple(&self) -> usize {
-        let unet = &self.component(Component::Unet).config;
-        let halvings = unet.block_out_channels.as_ref().map_or(BLOCKS, Vec::len) - 1;
+        let halvings = self.unet.config.block_out_channels.as_ref().map_or(BLOCKS, Vec::len) - 1;
         self.manifest
             .limits
             .multiple
@@ -218,8 +257,48 @@ impl ModelFolder {
     }
 }
 
-/// Checks that `model_index.json` names a pipeline of the supported family and no component beyond it.
-fn check_index(path: &Path) -> Result<()> {
+impl TextEncoder {
+    fn open(path: &Path, component: Component, tokenizer: &str, layer: Layer) -> Result<Self> {
+        let file = ComponentFile::open(path, component, layer)?;
+        let tokenizer = Tokenizer::open(
+            &path.join(tokenizer),
+            file.input(Role::TokenIds).and_then(|p| p.fixed(1)),
+            file.config.max_position_embeddings,
+            file.config.vocab_size,
+        )?;
+        Ok(Self { file, tokenizer })
+    }
+}
+
+/// The pipelines that are supported, by what their U-Net wants to know of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    /// Stable Diffusion 1 and 2, latent consistency models: one text encoder.
+    StableDiffusion,
+    /// Stable Diffusion XL: two.
+    StableDiffusionXl,
+}
+
+impl Family {
+    /// Its text encoders, the folders of their tokenizers, and which layer's output is used.
+    fn text_encoders(self) -> &'static [(Component, &'static str, Layer)] {
+        match self {
+            Self::StableDiffusion => &[(Component::TextEncoder, "tokenizer", Layer::Last)],
+            Self::StableDiffusionXl => &[
+                (Component::TextEncoder, "tokenizer", Layer::Penultimate),
+                (
+                    Component::TextEncoder2,
+                    "tokenizer_2",
+                    Layer::PenultimateAndPooled,
+                ),
+            ],
+        }
+    }
+}
+
+/// Checks that `model_index.json` names a pipeline of a supported family and no component beyond it. Also gives what it
+/// says of empty negative prompts.
+fn check_index(path: &Path) -> Result<(Family, bool)> {
     let index: Map<String, Value> = read::json(path, read::CONFIG_LIMIT)?;
     let class = index
         .get("_class_name")
@@ -229,16 +308,23 @@ fn check_index(path: &Path) -> Result<()> {
         .strip_prefix("Onnx")
         .or(class.strip_prefix("ORT"))
         .unwrap_or(class);
-    let known = name.starts_with("StableDiffusion") || name.starts_with("LatentConsistencyModel");
-    let other = ["StableDiffusionXL", "StableDiffusion3"];
-    if !known || other.iter().any(|p| name.starts_with(p)) {
+    let family = if name.starts_with("StableDiffusionXL") {
+        Some(Family::StableDiffusionXl)
+    } else if name.starts_with("StableDiffusion3") {
+        None
+    } else if name.starts_with("StableDiffusion") || name.starts_with("LatentConsistencyModel") {
+        Some(Family::StableDiffusion)
+    } else {
+        None
+    };
+    let Some(family) = family else {
         return Err(Error::invalid(
             path,
             format!(
-                "unsupported: _class_name is {class:?}, expected a StableDiffusion… or LatentConsistencyModel… pipeline of one text encoder"
+                "unsupported: _class_name is {class:?}, expected a StableDiffusion…, StableDiffusionXL… or LatentConsistencyModel… pipeline"
             ),
         ));
-    }
+    };
     let known = [
         "scheduler",
         "text_encoder",
@@ -251,31 +337,84 @@ fn check_index(path: &Path) -> Result<()> {
         "feature_extractor",
         "image_encoder",
     ];
-    for (key, value) in &index {
-        // A component is a pair of library and class; [null, null] says that the pipeline goes without it.
-        let is_component = value
+    let second = ["text_encoder_2", "tokenizer_2"];
+    // A component is a pair of library and class; [null, null] says that the pipeline goes without it.
+    let has = |value: &Value| {
+        value
             .as_array()
-            .is_some_and(|pair| pair.iter().any(|v| !v.is_null()));
-        if is_component && !known.contains(&key.as_str()) {
+            .is_some_and(|pair| pair.iter().any(|v| !v.is_null()))
+    };
+    for (key, value) in &index {
+        let of_xl = family == Family::StableDiffusionXl && second.contains(&key.as_str());
+        if has(value) && !known.contains(&key.as_str()) && !of_xl {
             return Err(Error::invalid(
                 path,
                 format!("unsupported: it names the component {key:?}"),
             ));
         }
     }
-    Ok(())
+    // The refiner, which restyles what the base model made, has no first text encoder.
+    if family == Family::StableDiffusionXl && index.get("text_encoder").is_some_and(|v| !has(v)) {
+        return Err(Error::invalid(
+            path,
+            "unsupported: it has no text_encoder, as the refiner of Stable Diffusion XL; expected a base model",
+        ));
+    }
+    let zeros = index.get("force_zeros_for_empty_prompt");
+    let zero_negative = family == Family::StableDiffusionXl && zeros == Some(&Value::Bool(true));
+    Ok((family, zero_negative))
 }
 
-/// Checks that tokenizer, text encoder and U-Net agree on the text embedding's shape.
-fn check_text(text: &ComponentFile, unet: &ComponentFile, tokenizer: &Tokenizer) -> Result<()> {
-    let wanted = unet
-        .input(Role::Text)
-        .map_or([None; 2], |p| [p.fixed(1), p.fixed(2)]);
-    let given = [
-        text.output.fixed(1).or(Some(tokenizer.length())),
-        text.output.fixed(2),
-    ];
-    for (wanted, given) in wanted.into_iter().zip(given) {
+/// Checks that tokenizers, text encoders and U-Net agree on the text embeddings' shapes.
+fn check_text(encoders: &[TextEncoder], unet: &ComponentFile) -> Result<()> {
+    let length = encoders[0].tokenizer.length();
+    let mut width = Some(0);
+    for TextEncoder { file, tokenizer } in encoders {
+        if tokenizer.length() != length {
+            return Err(Error::invalid(
+                &file.path,
+                format!(
+                    "its texts have {} tokens, expected {length}, as those of the first text encoder",
+                    tokenizer.length()
+                ),
+            ));
+        }
+        if file.output.fixed(1).is_some_and(|l| l != length) {
+            return Err(Error::invalid(
+                &file.path,
+                format!(
+                    "its output {} is expected to have {length} tokens, as its input",
+                    file.output
+                ),
+            ));
+        }
+        width = width.zip(file.output.fixed(2)).map(|(a, b)| a + b);
+    }
+    let pooled = encoders.last().and_then(|e| e.file.pooled.as_ref());
+    if unet.input(Role::Pooled).is_some() && pooled.is_none() {
+        return Err(Error::invalid(
+            &unet.path,
+            "wants a pooled text embedding, which only the second text encoder of a StableDiffusionXL… pipeline gives",
+        ));
+    }
+    let text = unet.input(Role::Text);
+    if let Some(wanted) = text.and_then(|p| p.fixed(1))
+        && wanted % length != 0
+    {
+        return Err(Error::invalid(
+            &unet.path,
+            format!(
+                "wants text embeddings of {wanted} tokens, expected {length} or a multiple, as the text encoder gives: they belong to different models"
+            ),
+        ));
+    }
+    for (wanted, given) in [
+        (text.and_then(|p| p.fixed(2)), width),
+        (
+            unet.input(Role::Pooled).and_then(|p| p.fixed(1)),
+            pooled.and_then(|p| p.fixed(1)),
+        ),
+    ] {
         if let (Some(wanted), Some(given)) = (wanted, given)
             && wanted != given
         {
@@ -286,20 +425,6 @@ fn check_text(text: &ComponentFile, unet: &ComponentFile, tokenizer: &Tokenizer)
                 ),
             ));
         }
-    }
-    if text
-        .output
-        .fixed(1)
-        .is_some_and(|l| l != tokenizer.length())
-    {
-        return Err(Error::invalid(
-            &text.path,
-            format!(
-                "its output {} is expected to have {} tokens, as its input",
-                text.output,
-                tokenizer.length()
-            ),
-        ));
     }
     Ok(())
 }

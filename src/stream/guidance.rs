@@ -87,6 +87,24 @@ impl Guidance {
         self.cfg_type == CfgType::Initialize && self.reference() == Reference::Anchor
     }
 
+    /// Whether any row is run with the negative prompt.
+    pub fn uses_negative_prompt(&self) -> bool {
+        self.reference() == Reference::NegativePrediction || self.anchors_on_negative()
+    }
+
+    /// Whether a slot whose next step is number `step` takes a row with the negative prompt.
+    pub fn wants_negative_row(&self, step: usize) -> bool {
+        self.reference() == Reference::NegativePrediction || (self.anchors_on_negative() && step == 0)
+    }
+
+    /// The same, turned off.
+    pub fn off(self) -> Self {
+        Self {
+            cfg_type: CfgType::None,
+            ..self
+        }
+    }
+
     /// One whole denoising step as four factors: guidance, and the step's [`Transition`](super::schedule::Transition),
     /// with its noise map only if `add_noise`.
     ///

@@ -4,6 +4,7 @@
 //! algorithm; its numbers come from [`schedule`], [`guidance`] and [`noise`], its arithmetic is a device's, its neural
 //! networks are a model's.
 
+mod contexts;
 pub mod guidance;
 pub mod noise;
 pub mod schedule;
@@ -12,24 +13,39 @@ mod slot;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod variation;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use guidance::{CfgType, Guidance};
+pub use schedule::Method;
 pub use similarity::Similarity;
 pub use slot::Shown;
 pub use timing::{Stage, StageTimes};
+pub use variation::Variation;
 
 use crate::device::Device;
-use crate::engine::{Denoise, Model};
+use crate::engine::{Denoise, Model, Text};
 use crate::error::{Error, Result};
 use crate::model::SchedulerConfig;
+use contexts::Contexts;
 use guidance::Reference;
 use noise::TorchGenerator;
 use schedule::Step;
 use similarity::SimilarityFilter;
 use slot::{Plan, Progress, Slot, show};
+use variation::Noises;
+
+/// What frames start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The input's picture, noised.
+    #[default]
+    ImageToImage,
+    /// Noise alone; the input gives time and size.
+    TextToImage,
+}
 
 /// What may change from one frame to the next.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,23 +54,29 @@ pub struct Settings {
     pub num_inference_steps: usize,
     /// The steps each frame goes through: ascending indices, noisiest first.
     pub t_index_list: Vec<usize>,
+    /// How one step leads to the next.
+    pub method: Method,
     /// Guidance of all frames in flight.
     pub guidance: Guidance,
+    /// What frames start from.
+    pub mode: Mode,
     /// Which noise to use.
     pub seed: u64,
+    /// How the noise that frames enter with changes.
+    pub variation: Variation,
     /// Whether noise is added again between steps.
     pub add_noise: bool,
     /// The similarity filter, if it is on.
     pub similarity: Option<Similarity>,
 }
 
-/// Text embeddings `[1, L, D]` of the prompts in force.
+/// The prompts in force, encoded in the same number of chunks.
 #[derive(Debug)]
 pub struct Conditioning<X> {
-    /// Of the prompt.
-    pub prompt: Arc<X>,
-    /// Of the negative prompt.
-    pub negative: Arc<X>,
+    /// The prompt.
+    pub prompt: Arc<Text<X>>,
+    /// The negative prompt.
+    pub negative: Arc<Text<X>>,
 }
 
 impl<X> Clone for Conditioning<X> {
@@ -85,8 +107,13 @@ pub struct Stream<D: Device, T> {
     /// f, the frames that enter together.
     frame_buffer_size: usize,
     settings: Settings,
-    conditioning: Conditioning<D::Tensor>,
+    /// What the U-Net needs for rows with the prompt.
+    prompt: Contexts<D::Tensor>,
+    /// The same with the negative prompt.
+    negative: Contexts<D::Tensor>,
     plan: Arc<Plan<D::Tensor>>,
+    /// Draws the noise that frames enter with, where it changes.
+    noises: Noises,
     /// Draws the image encoder's samples, where the model asks for them; goes on where the noise maps stopped.
     posterior: TorchGenerator,
     filter: SimilarityFilter,
@@ -128,13 +155,15 @@ impl<D: Device, T> Stream<D, T> {
         let (noise, posterior) = noise_maps(&device, settings.seed, steps.len(), latent);
         Ok(Self {
             filter: SimilarityFilter::new(settings.seed),
+            noises: Noises::new(settings.variation, settings.seed),
+            prompt: Contexts::new(conditioning.prompt),
+            negative: Contexts::new(conditioning.negative),
             device,
             model,
             scheduler,
             latent,
             frame_buffer_size: frame_buffer_size.max(1),
             settings,
-            conditioning,
             plan: Arc::new(Plan { steps, noise }),
             posterior,
             group: Vec::new(),
@@ -162,6 +191,9 @@ impl<D: Device, T> Stream<D, T> {
         if old.seed != settings.seed {
             self.filter = SimilarityFilter::new(settings.seed);
         }
+        if (old.seed, old.variation) != (settings.seed, settings.variation) {
+            self.noises = Noises::new(settings.variation, settings.seed);
+        }
         self.plan = Arc::new(Plan { steps, noise });
         self.settings = settings.clone();
         Ok(())
@@ -169,7 +201,8 @@ impl<D: Device, T> Stream<D, T> {
 
     /// Puts new prompts in force for all frames in flight and to come.
     pub fn set_conditioning(&mut self, conditioning: Conditioning<D::Tensor>) {
-        self.conditioning = conditioning;
+        self.prompt.set_text(conditioning.prompt);
+        self.negative.set_text(conditioning.negative);
     }
 
     /// Takes in one picture `[1, 3, H, W]` in [-1, 1]; gives the pictures that are ready, in the order of their frames.
@@ -259,7 +292,11 @@ impl<D: Device, T> Stream<D, T> {
 
     fn resembles_last(&mut self, pictures: &D::Tensor) -> bool {
         match (self.settings.similarity, &self.last_entered) {
-            (Some(settings), Some(last)) if self.device.same_shape(pictures, last) => {
+            // Without pictures to start from, those that come in say nothing about those that come out.
+            (Some(settings), Some(last))
+                if self.settings.mode == Mode::ImageToImage
+                    && self.device.same_shape(pictures, last) =>
+            {
                 let cosine = self.device.cosine(pictures, last);
                 self.filter.skips(settings, cosine)
             }
@@ -270,28 +307,52 @@ impl<D: Device, T> Stream<D, T> {
         }
     }
 
-    /// Encodes a group and noises it for the first step.
+    /// Brings a group to the noise of the first step.
     fn enter(&mut self, pictures: D::Tensor, tags: Vec<T>) -> Result<()> {
-        let sample = self.model.limits().samples_posterior.then(|| {
-            let [c, h, w] = self.latent;
-            let noise = self.posterior.randn(tags.len() * c * h * w);
-            self.device.upload(&[tags.len(), c, h, w], &noise)
-        });
-        let anchor = self.times.measure(Stage::Encode, || {
-            self.model.encode(&pictures, sample.as_ref())
-        })?;
-        let first = &self.plan.steps[0];
-        let x = self
-            .device
-            .add_noise(first.a as f32, &anchor, first.b as f32, &self.plan.noise[0]);
+        let frames = tags.len();
+        let plan = self.plan.clone();
+        let (anchor, x) = match self.settings.mode {
+            Mode::ImageToImage => {
+                let anchor = self.encode(&pictures, frames)?;
+                let noise = self.entering_noise(frames);
+                let noise = noise.as_ref().unwrap_or(&plan.noise[0]);
+                let (a, b) = (plan.steps[0].a as f32, plan.steps[0].b as f32);
+                let x = self.device.add_noise(a, &anchor, b, noise);
+                (Some(anchor), x)
+            }
+            Mode::TextToImage => {
+                let noise = self.entering_noise(frames);
+                let own = || self.device.stack(vec![plan.noise[0].clone(); frames]);
+                (None, noise.unwrap_or_else(own))
+            }
+        };
         self.slots.push_front(Slot {
-            plan: self.plan.clone(),
+            plan,
             anchor,
             progress: Progress::Noisy { x, step: 0 },
             shown_for: vec![tags],
         });
         self.last_entered = Some(pictures);
         Ok(())
+    }
+
+    /// The clean latents of `frames` pictures.
+    fn encode(&mut self, pictures: &D::Tensor, frames: usize) -> Result<D::Tensor> {
+        let sample = self.model.limits().samples_posterior.then(|| {
+            let [c, h, w] = self.latent;
+            let noise = self.posterior.randn(frames * c * h * w);
+            self.device.upload(&[frames, c, h, w], &noise)
+        });
+        self.times.measure(Stage::Encode, || {
+            self.model.encode(pictures, sample.as_ref())
+        })
+    }
+
+    /// The noise that the next `frames` frames enter with, where it is not the plan's.
+    fn entering_noise(&mut self, frames: usize) -> Option<D::Tensor> {
+        let [c, h, w] = self.latent;
+        let maps: Option<Vec<_>> = (0..frames).map(|_| self.noises.next(c * h * w)).collect();
+        maps.map(|maps| self.device.upload(&[frames, c, h, w], &maps.concat()))
     }
 
     /// One step for every slot in flight, by one U-Net call; gives the pictures of the slots that are done.
@@ -311,27 +372,37 @@ impl<D: Device, T> Stream<D, T> {
         Ok(shown)
     }
 
+    /// Makes ready what the rows to come need, if prompts or steps have changed.
+    fn precompute(&mut self, guidance: Guidance) -> Result<()> {
+        let plans = self.slots.iter().map(|slot| &slot.plan);
+        let steps = plans.chain([&self.plan]).flat_map(|plan| &plan.steps);
+        let mut wanted: Vec<u32> = steps.map(|step| step.timestep).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let size = (self.latent[1], self.latent[2]);
+        self.prompt.prepare(&*self.model, &wanted, size)?;
+        if guidance.uses_negative_prompt() {
+            self.negative.prepare(&*self.model, &wanted, size)?;
+        }
+        Ok(())
+    }
+
     /// The stream batch: one row group for each slot, and those that guidance adds.
     fn denoise(&mut self) -> Result<()> {
         let guidance = self.settings.guidance;
-        let Conditioning { prompt, negative } = &self.conditioning;
+        self.precompute(guidance)?;
         let mut rows = Vec::new();
         let mut negative_rows = Vec::new();
         for slot in &self.slots {
-            let Progress::Noisy { x, step } = &slot.progress else {
+            let Progress::Noisy { x: sample, step } = &slot.progress else {
                 continue;
             };
-            let row = |text| Denoise {
-                sample: x,
-                timestep: slot.plan.steps[*step].timestep,
-                text,
-            };
-            rows.push(row(&**prompt));
-            let entering = *step == 0;
-            if guidance.reference() == Reference::NegativePrediction
-                || (guidance.anchors_on_negative() && entering)
-            {
-                negative_rows.push(row(&**negative));
+            let timestep = slot.plan.steps[*step].timestep;
+            let context = self.prompt.at(timestep)?;
+            rows.push(Denoise { sample, context });
+            if guidance.wants_negative_row(*step) {
+                let context = self.negative.at(timestep)?;
+                negative_rows.push(Denoise { sample, context });
             }
         }
         if rows.is_empty() {
@@ -363,24 +434,24 @@ impl<D: Device, T> Stream<D, T> {
             };
             let current = &plan.steps[*step];
             let mut negative = None;
-            if guidance.anchors_on_negative() && *step == 0 {
-                if let Some(output) = negatives.next() {
-                    *anchor = x.clone();
-                    self.device.step(
-                        Guidance::negative_anchor(current),
-                        anchor,
-                        &output,
-                        None,
-                        None,
-                    )?;
-                }
-            } else if guidance.reference() == Reference::NegativePrediction {
+            if guidance.wants_negative_row(*step) {
                 negative = negatives.next();
             }
-            let reference = match guidance.reference() {
-                Reference::None => None,
-                Reference::NegativePrediction => negative.as_ref(),
-                Reference::Anchor => Some(&*anchor),
+            if guidance.anchors_on_negative()
+                && let Some(output) = negative.take()
+            {
+                let estimate = anchor.insert(x.clone());
+                let k = Guidance::negative_anchor(current);
+                self.device.step(k, estimate, &output, None, None)?;
+            }
+            let (guidance, reference) = match guidance.reference() {
+                Reference::None => (guidance, None),
+                Reference::NegativePrediction => (guidance, negative.as_ref()),
+                Reference::Anchor => match anchor {
+                    Some(anchor) => (guidance, Some(&*anchor)),
+                    // A frame that started from noise alone has nothing of its own to be pushed away from.
+                    None => (guidance.off(), None),
+                },
             };
             let add_noise = self.settings.add_noise;
             let k = guidance.coefficients(current, add_noise);
@@ -412,7 +483,7 @@ impl<D: Device, T> Stream<D, T> {
 fn steps(scheduler: &SchedulerConfig, settings: &Settings) -> Result<Vec<Step>> {
     schedule::schedule(
         scheduler,
-        scheduler.method.into(),
+        settings.method,
         settings.num_inference_steps,
         &settings.t_index_list,
     )

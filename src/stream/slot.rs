@@ -29,7 +29,8 @@ pub struct Slot<X, T> {
     /// Its steps and their noise.
     pub plan: Arc<Plan<X>>,
     /// What residual guidance pushes away from: the frames' clean latents, or their estimates under the negative prompt.
-    pub anchor: X,
+    /// Frames that started from noise alone have none before their first step.
+    pub anchor: Option<X>,
     /// How far it has come.
     pub progress: Progress<X>,
     /// The tags of the groups of frames that its pictures are shown for: its own, then those that the similarity filter

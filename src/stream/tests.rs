@@ -4,13 +4,32 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::device::{Host, HostTensor};
-use crate::engine::Limits;
+use crate::engine::{Context, Limits, TextUse};
 
 /// One latent value per frame: the picture's first channel. The U-Net is `0.5·x + text − 0.0005·t`.
 #[derive(Default)]
 struct Scalar {
     /// Rows of each U-Net call: timestep and text.
     calls: Mutex<Vec<Vec<(u32, f32)>>>,
+    /// Timesteps and text of each pre-computation.
+    precomputed: Mutex<Vec<(Vec<u32>, f32)>>,
+}
+
+fn value(x: f32) -> Arc<HostTensor> {
+    Arc::new(HostTensor::new(&[1], vec![x]))
+}
+
+fn text(x: f32) -> Text<HostTensor> {
+    Text {
+        embedding: HostTensor::new(&[1, 1, 1], vec![x]),
+        pooled: None,
+    }
+}
+
+/// Timestep and text of a row.
+fn row(row: &Denoise<HostTensor>) -> (u32, f32) {
+    let value = |i: usize| row.context.tensors[i].data()[0];
+    (value(0) as u32, value(1))
 }
 
 const LIMITS: Limits = Limits {
@@ -30,8 +49,28 @@ impl Model for Scalar {
         &LIMITS
     }
 
-    fn encode_text(&self, _: &str) -> Result<HostTensor> {
-        Ok(HostTensor::new(&[1, 1, 1], vec![PROMPT]))
+    fn chunks(&self, _: &str) -> Result<usize> {
+        Ok(1)
+    }
+
+    fn encode_text(&self, _: &str, _: TextUse, _: usize) -> Result<Text<HostTensor>> {
+        Ok(text(PROMPT))
+    }
+
+    /// Timestep and text, as they are.
+    fn precompute(
+        &self,
+        timesteps: &[u32],
+        text: &Text<HostTensor>,
+        size: (usize, usize),
+    ) -> Result<Vec<Context<HostTensor>>> {
+        assert_eq!(size, (1, 1));
+        let text = text.embedding.data()[0];
+        let mut precomputed = self.precomputed.lock().unwrap();
+        precomputed.push((timesteps.to_vec(), text));
+        let tensors = |t: &u32| vec![value(*t as f32), value(text)];
+        let contexts = timesteps.iter().map(|t| Context { tensors: tensors(t) });
+        Ok(contexts.collect())
     }
 
     fn encode(&self, pictures: &HostTensor, _: Option<&HostTensor>) -> Result<HostTensor> {
@@ -40,14 +79,14 @@ impl Model for Scalar {
     }
 
     fn denoise(&self, rows: &[Denoise<'_, HostTensor>]) -> Result<Vec<HostTensor>> {
-        let call = rows.iter().map(|row| (row.timestep, row.text.data()[0]));
-        self.calls.lock().unwrap().push(call.collect());
+        self.calls.lock().unwrap().push(rows.iter().map(row).collect());
         Ok(rows
             .iter()
-            .map(|row| {
-                let mut m = row.sample.clone();
+            .map(|r| {
+                let (timestep, text) = row(r);
+                let mut m = r.sample.clone();
                 for x in m.data_mut() {
-                    *x = 0.5 * *x + row.text.data()[0] - 0.0005 * row.timestep as f32;
+                    *x = 0.5 * *x + text - 0.0005 * timestep as f32;
                 }
                 m
             })
@@ -66,12 +105,15 @@ fn settings(indices: &[usize], cfg_type: CfgType, scale: f64, delta: f64) -> Set
     Settings {
         num_inference_steps: 50,
         t_index_list: indices.to_vec(),
+        method: Method::Lcm,
         guidance: Guidance {
             cfg_type,
             scale,
             delta,
         },
+        mode: Mode::ImageToImage,
         seed: 2,
+        variation: Variation::Fixed,
         add_noise: true,
         similarity: None,
     }
@@ -83,8 +125,14 @@ fn plain(indices: &[usize]) -> Settings {
 
 fn stream(settings: Settings, f: usize, noise: &[f32]) -> (TestStream, Arc<Scalar>) {
     let model = Arc::new(Scalar::default());
-    let text = |value| Arc::new(HostTensor::new(&[1, 1, 1], vec![value]));
-    let mut stream = Stream::new(
+    let mut stream = new(settings, f, &model);
+    inject(&mut stream, noise);
+    (stream, model)
+}
+
+/// A stream with the noise of its seed.
+fn new(settings: Settings, f: usize, model: &Arc<Scalar>) -> TestStream {
+    Stream::new(
         Host,
         model.clone() as Arc<dyn Model<Tensor = HostTensor>>,
         SchedulerConfig::default(),
@@ -92,13 +140,11 @@ fn stream(settings: Settings, f: usize, noise: &[f32]) -> (TestStream, Arc<Scala
         f,
         settings,
         Conditioning {
-            prompt: text(PROMPT),
-            negative: text(NEGATIVE),
+            prompt: Arc::new(text(PROMPT)),
+            negative: Arc::new(text(NEGATIVE)),
         },
     )
-    .unwrap();
-    inject(&mut stream, noise);
-    (stream, model)
+    .unwrap()
 }
 
 /// Replaces the noise that the seed stands for.
@@ -456,4 +502,121 @@ fn sizes_the_model_cannot_do_are_refused() {
         error.contains("height") && error.contains("512x512"),
         "{error}"
     );
+}
+
+/// `tools/reference/stream_scalar.py`, "from noise".
+#[test]
+fn frames_may_start_from_noise_alone() {
+    let expected = [3.214155, 2.613133, 3.214155, 2.085758];
+    for ((cfg_type, scale, delta), expected) in MODES.into_iter().zip(expected) {
+        for f in 1..=2 {
+            let settings = Settings {
+                mode: Mode::TextToImage,
+                similarity: Some(Similarity {
+                    threshold: 0.0,
+                    max_skip: 10,
+                }),
+                ..settings(&[0, 25], cfg_type, scale, delta)
+            };
+            let (mut stream, _) = stream(settings, f, &[0.3, -0.7]);
+            // Whatever comes in, and though the filter is on.
+            assert_close(&run(&mut stream), &[expected; 4], &format!("{cfg_type:?}"));
+            assert_eq!(stream.counters().skipped, 0);
+        }
+    }
+}
+
+/// A live change of what frames start from leaves those under way as they are.
+#[test]
+fn the_mode_changes_at_a_frame() {
+    let mut settings = settings(&[0, 25], CfgType::SelfNegative, 1.2, 0.5);
+    let (mut stream, _) = stream(settings.clone(), 1, &[0.3, -0.7]);
+    let pictures = run(&mut stream);
+    assert!(stream.submit(picture(INPUTS[0]), 0).unwrap().is_empty());
+    settings.mode = Mode::TextToImage;
+    stream.configure(&settings).unwrap();
+    inject(&mut stream, &[0.3, -0.7]);
+    let first = values(stream.submit(picture(INPUTS[1]), 1).unwrap());
+    assert_close(&first, &[pictures[0].1], "entered as a picture");
+    settings.mode = Mode::ImageToImage;
+    stream.configure(&settings).unwrap();
+    inject(&mut stream, &[0.3, -0.7]);
+    let second = values(stream.submit(picture(INPUTS[2]), 2).unwrap());
+    assert!((second[0].1 - 3.214155).abs() < 2e-5, "{second:?}");
+    let third = values(stream.drain().unwrap());
+    assert!((third[0].1 - pictures[2].1).abs() < 2e-5, "{third:?}");
+}
+
+/// With `fresh`, frame k enters with what seed + k stands for; with `walk`, every so many frames.
+#[test]
+fn the_noise_that_frames_enter_with_varies() {
+    for mode in [Mode::TextToImage, Mode::ImageToImage] {
+        let fixed = |seed| {
+            let settings = Settings {
+                mode,
+                seed,
+                ..plain(&[25])
+            };
+            let model = Arc::new(Scalar::default());
+            let mut stream = new(settings, 1, &model);
+            values(stream.submit(picture(0.5), 0).unwrap())[0].1
+        };
+        for (variation, every) in [
+            (Variation::Fresh, 1),
+            (Variation::Walk { frames: 1 }, 1),
+            (Variation::Walk { frames: 3 }, 3),
+        ] {
+            for f in 1..=2 {
+                let settings = Settings {
+                    mode,
+                    variation,
+                    ..plain(&[25])
+                };
+                let mut stream = new(settings, f, &Arc::new(Scalar::default()));
+                let mut shown = Vec::new();
+                for tag in 0..8 {
+                    shown.extend(values(stream.submit(picture(0.5), tag).unwrap()));
+                }
+                assert_eq!(shown.len(), 8);
+                for (seed, shown) in shown.iter().step_by(every).enumerate() {
+                    let expected = fixed(2 + seed as u64);
+                    assert!((shown.1 - expected).abs() < 1e-6, "{variation:?} {shown:?}");
+                }
+            }
+        }
+    }
+}
+
+/// What follows from prompts and steps is computed when they change, not for every frame.
+#[test]
+fn prompts_and_steps_are_worked_into_the_model_once() {
+    let mut settings = settings(&[32, 45], CfgType::SelfNegative, 1.2, 1.0);
+    let (mut stream, model) = stream(settings.clone(), 1, &[0.3, -0.7]);
+    let take = || std::mem::take(&mut *model.precomputed.lock().unwrap());
+    run(&mut stream);
+    run(&mut stream);
+    assert_eq!(take(), [(vec![99, 359], PROMPT)]);
+    // The negative prompt costs nothing until a mode uses it.
+    settings.guidance.cfg_type = CfgType::Initialize;
+    stream.configure(&settings).unwrap();
+    run(&mut stream);
+    assert_eq!(take(), [(vec![99, 359], NEGATIVE)]);
+    let negative = stream.negative.text().clone();
+    stream.set_conditioning(Conditioning {
+        prompt: Arc::new(text(0.5)),
+        negative,
+    });
+    run(&mut stream);
+    assert_eq!(take(), [(vec![99, 359], 0.5)]);
+    // Frames under way finish by their own steps.
+    stream.submit(picture(1.0), 0).unwrap();
+    settings.guidance.cfg_type = CfgType::None;
+    settings.t_index_list = vec![22, 32];
+    stream.configure(&settings).unwrap();
+    stream.submit(picture(1.0), 1).unwrap();
+    assert_eq!(take(), [(vec![99, 359, 559], 0.5)]);
+    settings.t_index_list = vec![32];
+    stream.configure(&settings).unwrap();
+    run(&mut stream);
+    assert_eq!(take(), []);
 }

@@ -25,12 +25,15 @@ def unet(x, t, text):
     return 0.5 * x + text - 0.0005 * t
 
 
-def definition(mode, indices, g, delta, noise, add_noise=True):
-    """Each frame on its own, straight through its steps."""
+def definition(mode, indices, g, delta, noise, add_noise=True, latents=LATENTS):
+    """Each frame on its own, straight through its steps. A latent of None is a frame that starts from noise alone: it
+    has no clean latent, so self-negative guidance has nothing to compare with and is none."""
     t, a, b, c_skip, c_out = numbers(indices)
     outputs = []
-    for z in LATENTS:
-        x = a[0] * z + b[0] * noise[0]
+    for z in latents:
+        x = noise[0] if z is None else a[0] * z + b[0] * noise[0]
+        if z is None and mode == "self":
+            mode = "none"
         if mode == "initialize" and g > 1:
             z = (x - b[0] * unet(x, t[0], NEGATIVE)) / a[0]
         for j in range(len(t)):
@@ -78,3 +81,7 @@ for indices, noise in [([32, 45], [0.3, -0.7]), ([22, 32, 45], [0.3, -0.7, 0.5])
             rounded = [round(float(v), 6) for v in definition(mode, indices, g, delta, np.array(noise), add_noise)]
             print(f"{indices} {mode} add_noise={add_noise}: {rounded}")
         print("    published:", [round(float(v), 6) for v in published(mode, indices, g, delta, np.array(noise))])
+
+for mode, g, delta in [("none", 1, 1), ("full", 1.2, 1), ("self", 1.2, 0.5), ("initialize", 1.2, 0.5)]:
+    found = definition(mode, [0, 25], g, delta, np.array([0.3, -0.7]), latents=[None])
+    print(f"from noise {mode}: {[round(float(v), 6) for v in found]}")

@@ -3,5 +3,7 @@
 mod library;
 mod model;
 mod session;
+mod text;
+mod unet;
 
 pub use model::OnnxModel;

@@ -1,18 +1,24 @@
-//! One component's graph, made runnable.
+//! One graph, made runnable.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{Session as OrtSession, SessionInputValue};
-use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, Tensor, TensorRef};
+use ort::value::{
+    DynValue, Outlet, PrimitiveTensorElementType, Tensor, TensorElementType, TensorRef, ValueType,
+};
 
 use super::library;
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
-use crate::model::{ComponentFile, Dtype, Port, Role};
+use crate::model::{Component, ComponentFile, Dtype, Port};
+
+/// ONNX Runtime's option for where the external data of a graph in memory lies.
+const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// Values for one input; they are converted to the type the graph wants.
 #[derive(Clone, Copy)]
@@ -23,45 +29,32 @@ pub(super) enum Values<'a> {
     Integers(&'a [i64]),
 }
 
-/// What an input is given: whose, its shape, its values.
-pub(super) type Input<'a> = (Role, &'a [usize], Values<'a>);
+/// What an input is given: its shape and its values.
+pub(super) type Input<'a> = (&'a [usize], Values<'a>);
 
-/// A session and what it is for.
+/// A session and what goes in and comes out.
 pub(super) struct Session {
     /// A run needs the session for itself.
     inner: Mutex<OrtSession>,
-    file: ComponentFile,
+    component: Component,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
 }
 
 impl Session {
-    /// Loads the graph and its weights.
+    /// Loads the graph of a component and its weights.
     pub fn open(file: &ComponentFile) -> Result<Self> {
-        let runtime = library::runtime()?;
-        let failed = |e: &dyn std::fmt::Display| {
-            Error::engine(
-                file.component.folder(),
-                format!(
-                    "{} cannot be made ready by ONNX Runtime {} ({}): {e}",
-                    file.path.display(),
-                    runtime.version,
-                    runtime.path.display()
-                ),
-            )
-        };
-        // Threads are the environment's.
-        let inner = OrtSession::builder(&runtime.environment)
-            .map_err(|e| failed(&e))?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(|e| failed(&e))?
-            .with_memory_pattern(true)
-            .map_err(|e| failed(&e))?
-            .commit_from_file(&file.path)
+        let failed = |e: &dyn std::fmt::Display| not_ready(file, e);
+        let inner = builder()
+            .and_then(|mut builder| builder.commit_from_file(&file.path))
             .map_err(|e| failed(&e))?;
         // Two parsers have read the graph now; they must have seen the same one.
+        let inputs: Vec<_> = file.inputs.iter().map(|(_, port)| port.clone()).collect();
+        let outputs: Vec<_> = [&file.output].into_iter().chain(&file.pooled).cloned().collect();
         let has = |found: &[Outlet], port: &Port| found.iter().any(|o| o.name() == port.name);
-        if inner.inputs().len() != file.inputs.len()
-            || !file.inputs.iter().all(|(_, p)| has(inner.inputs(), p))
-            || !has(inner.outputs(), &file.output)
+        if inner.inputs().len() != inputs.len()
+            || !inputs.iter().all(|p| has(inner.inputs(), p))
+            || !outputs.iter().all(|p| has(inner.outputs(), p))
         {
             return Err(failed(
                 &"its inputs and outputs are not those its header lists",
@@ -69,29 +62,72 @@ impl Session {
         }
         Ok(Self {
             inner: Mutex::new(inner),
-            file: file.clone(),
+            component: file.component,
+            inputs,
+            outputs,
         })
     }
 
-    /// The component it runs.
-    pub fn file(&self) -> &ComponentFile {
-        &self.file
+    /// Loads a part of a component's graph, given as the bytes of an ONNX file. Its external data is looked for in the
+    /// component's folder.
+    pub fn from_memory(
+        file: &ComponentFile,
+        bytes: &[u8],
+        inputs: &[&str],
+        outputs: &[&str],
+    ) -> Result<Self> {
+        let failed = |e: &dyn std::fmt::Display| not_ready(file, e);
+        let folder = file.path.parent().unwrap_or(Path::new(""));
+        let folder = folder.to_string_lossy();
+        let inner = builder()
+            .and_then(|builder| Ok(builder.with_config_entry(EXTERNAL_DATA_FOLDER, &*folder)?))
+            .and_then(|mut builder| builder.commit_from_memory(bytes))
+            .map_err(|e| failed(&e))?;
+        let ports = |found: &[Outlet], names: &[&str]| {
+            let port = |name: &&str| found.iter().find(|o| o.name() == *name).and_then(port);
+            names.iter().map(port).collect::<Option<Vec<_>>>()
+        };
+        let (Some(inputs), Some(outputs)) = (
+            ports(inner.inputs(), inputs),
+            ports(inner.outputs(), outputs),
+        ) else {
+            return Err(failed(&"a part of it has other inputs and outputs than expected"));
+        };
+        Ok(Self {
+            inner: Mutex::new(inner),
+            component: file.component,
+            inputs,
+            outputs,
+        })
+    }
+
+    /// Whether the external data of a graph in memory is found: ONNX Runtime 1.19 learnt it.
+    pub fn finds_external_data() -> Result<bool> {
+        let mut parts = library::runtime()?.version.split('.').map(str::parse::<u32>);
+        let mut part = || parts.next().and_then(|p| p.ok()).unwrap_or(0);
+        Ok((part(), part()) >= (1, 19))
+    }
+
+    /// What its inputs are, in the order [`run`](Self::run) wants them.
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    /// What its outputs are, in the order [`run`](Self::run) gives them.
+    pub fn outputs(&self) -> &[Port] {
+        &self.outputs
     }
 
     /// An error of this component.
     pub fn error(&self, what: impl Into<String>) -> Error {
-        Error::engine(self.file.component.folder(), what)
+        Error::engine(self.component.folder(), what)
     }
 
-    /// Runs it once. `inputs` names every role the graph has.
-    pub fn run(&self, inputs: &[Input]) -> Result<HostTensor> {
+    /// Runs it once, on one tensor for each of its inputs; gives one for each of its outputs.
+    pub fn run(&self, inputs: &[Input]) -> Result<Vec<HostTensor>> {
         let failed = |e: ort::Error| self.error(format!("ONNX Runtime: {e}"));
         let mut values: Vec<(Cow<str>, SessionInputValue)> = Vec::with_capacity(inputs.len());
-        for (role, port) in &self.file.inputs {
-            let (_, shape, data) = inputs
-                .iter()
-                .find(|(r, ..)| r == role)
-                .ok_or_else(|| self.error(format!("nothing is given for its input {port}")))?;
+        for (port, (shape, data)) in self.inputs.iter().zip(inputs) {
             let fits = |(want, have): (&Option<usize>, &usize)| want.is_none_or(|w| w == *have);
             if shape.len() != port.rank() || !port.dims.iter().zip(*shape).all(fits) {
                 return Err(self.error(format!(
@@ -108,15 +144,66 @@ impl Session {
             ));
         }
         let mut session = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let outputs = session.run(values).map_err(failed)?;
-        let port = &self.file.output;
-        let output = outputs
-            .get(&port.name)
-            .ok_or_else(|| self.error(format!("it gave no output {port}")))?;
-        tensor(output, port.dtype)
-            .map_err(failed)?
-            .ok_or_else(|| self.error(format!("its output {port} has another type or shape")))
+        let found = session.run(values).map_err(failed)?;
+        self.outputs
+            .iter()
+            .map(|port| {
+                let output = found
+                    .get(&port.name)
+                    .ok_or_else(|| self.error(format!("it gave no output {port}")))?;
+                tensor(output, port.dtype).map_err(failed)?.ok_or_else(|| {
+                    self.error(format!("its output {port} has another type or shape"))
+                })
+            })
+            .collect()
     }
+
+    /// The same for a graph of which one output is wanted.
+    pub fn run_one(&self, inputs: &[Input]) -> Result<HostTensor> {
+        let mut outputs = self.run(inputs)?;
+        Ok(outputs.swap_remove(0))
+    }
+}
+
+/// A session with our options; its threads are the environment's.
+fn builder() -> ort::Result<SessionBuilder> {
+    let runtime = library::runtime().map_err(|e| ort::Error::new(e.to_string()))?;
+    Ok(OrtSession::builder(&runtime.environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_memory_pattern(true)?)
+}
+
+/// A session's input or output as a port; `None` where it is no tensor.
+fn port(outlet: &Outlet) -> Option<Port> {
+    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+        return None;
+    };
+    Some(Port {
+        name: outlet.name().to_owned(),
+        dtype: match ty {
+            TensorElementType::Float32 => Dtype::F32,
+            TensorElementType::Float16 => Dtype::F16,
+            TensorElementType::Float64 => Dtype::F64,
+            TensorElementType::Int32 => Dtype::I32,
+            TensorElementType::Int64 => Dtype::I64,
+            _ => return None,
+        },
+        dims: shape.iter().map(|d| usize::try_from(*d).ok()).collect(),
+    })
+}
+
+fn not_ready(file: &ComponentFile, e: &dyn std::fmt::Display) -> Error {
+    let runtime = match library::runtime() {
+        Ok(runtime) => format!("{} ({})", runtime.version, runtime.path.display()),
+        Err(error) => return error,
+    };
+    Error::engine(
+        file.component.folder(),
+        format!(
+            "{} cannot be made ready by ONNX Runtime {runtime}: {e}",
+            file.path.display()
+        ),
+    )
 }
 
 /// A value of type `dtype` for a session, without a copy where `data` has that type; `None` for other types.
@@ -140,6 +227,8 @@ fn value<'a>(
         }
         (Dtype::F64, Values::Floats(v)) => owned(shape, v.iter().map(|x| f64::from(*x)).collect())?,
         (Dtype::I64, Values::Integers(v)) => TensorRef::from_array_view((shape, v))?.into(),
+        (Dtype::I64, Values::Floats(v)) => owned(shape, v.iter().map(|x| *x as i64).collect())?,
+        (Dtype::I32, Values::Floats(v)) => owned(shape, v.iter().map(|x| *x as i32).collect())?,
         // Token ids and timesteps are far below 2³¹: both are checked where they come from.
         (Dtype::I32, Values::Integers(v)) => owned(shape, v.iter().map(|x| *x as i32).collect())?,
         // Timesteps are whole numbers that some graphs take as floats.
@@ -169,7 +258,16 @@ fn tensor(output: &DynValue, dtype: Dtype) -> ort::Result<Option<HostTensor>> {
             let (shape, data) = output.try_extract_tensor::<f64>()?;
             (shape, data.iter().map(|x| *x as f32).collect())
         }
-        _ => return Ok(None),
+        // Timesteps and the like: far below 2²⁴, so exact as f32.
+        Dtype::I64 => {
+            let (shape, data) = output.try_extract_tensor::<i64>()?;
+            (shape, data.iter().map(|x| *x as f32).collect())
+        }
+        Dtype::I32 => {
+            let (shape, data) = output.try_extract_tensor::<i32>()?;
+            (shape, data.iter().map(|x| *x as f32).collect())
+        }
+        Dtype::Other(_) => return Ok(None),
     };
     let shape: Option<Vec<usize>> = shape.iter().map(|d| usize::try_from(*d).ok()).collect();
     Ok(shape

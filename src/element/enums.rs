@@ -1,0 +1,138 @@
+//! The properties' enumerations.
+
+use gst::glib;
+
+use crate::stream::CfgType;
+
+/// What runs the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionBackend")]
+pub enum Backend {
+    /// The best one this machine has.
+    #[default]
+    #[enum_value(name = "Auto: the best backend this machine has", nick = "auto")]
+    Auto,
+    /// ONNX Runtime on the CPU.
+    #[enum_value(name = "ONNX Runtime on the CPU", nick = "onnxruntime")]
+    OnnxRuntime,
+}
+
+/// Where the guidance term comes from; see [`CfgType`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionCfgType")]
+pub enum CfgTypeProperty {
+    /// No guidance.
+    #[enum_value(name = "None: no guidance", nick = "none")]
+    None,
+    /// Classifier-free guidance.
+    #[enum_value(
+        name = "Full: classifier-free guidance, a second U-Net row per row",
+        nick = "full"
+    )]
+    Full,
+    /// Self-negative residual guidance.
+    #[default]
+    #[enum_value(
+        name = "Self: residual guidance against the input, at no extra cost",
+        nick = "self"
+    )]
+    SelfNegative,
+    /// Onetime-negative residual guidance.
+    #[enum_value(
+        name = "Initialize: residual guidance against the negative prompt, one extra row per frame",
+        nick = "initialize"
+    )]
+    Initialize,
+}
+
+impl From<CfgTypeProperty> for CfgType {
+    fn from(value: CfgTypeProperty) -> Self {
+        match value {
+            CfgTypeProperty::None => Self::None,
+            CfgTypeProperty::Full => Self::Full,
+            CfgTypeProperty::SelfNegative => Self::SelfNegative,
+            CfgTypeProperty::Initialize => Self::Initialize,
+        }
+    }
+}
+
+impl From<CfgType> for CfgTypeProperty {
+    fn from(value: CfgType) -> Self {
+        match value {
+            CfgType::None => Self::None,
+            CfgType::Full => Self::Full,
+            CfgType::SelfNegative => Self::SelfNegative,
+            CfgType::Initialize => Self::Initialize,
+        }
+    }
+}
+
+/// Which time an output frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionTiming")]
+pub enum Timing {
+    /// The time of the frame it shows.
+    #[default]
+    #[enum_value(
+        name = "Content: a frame keeps the time of the picture it shows; it comes out steps x frame-buffer-size - 1 frames later",
+        nick = "content"
+    )]
+    Content,
+    /// The time of the frame that just came in.
+    #[enum_value(
+        name = "Immediate: one frame out for each frame in, at once, with that frame's time",
+        nick = "immediate"
+    )]
+    Immediate,
+}
+
+/// What a frame starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionMode")]
+pub enum Mode {
+    /// The input's picture.
+    #[default]
+    #[enum_value(name = "Restyle the input's pictures", nick = "img2img")]
+    ImageToImage,
+    /// Noise.
+    #[enum_value(
+        name = "Draw new pictures from noise; the input only gives size and time",
+        nick = "txt2img"
+    )]
+    TextToImage,
+}
+
+/// How the noise that frames start with changes from frame to frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionNoise")]
+pub enum Noise {
+    /// It does not.
+    #[default]
+    #[enum_value(name = "The seed's noise for every frame", nick = "fixed")]
+    Fixed,
+    /// Every frame takes the next seed's.
+    #[enum_value(name = "Another seed's noise for every frame", nick = "fresh")]
+    Fresh,
+    /// It turns smoothly from one seed's to the next one's.
+    #[enum_value(
+        name = "A smooth walk from one seed's noise to the next one's in noise-walk-frames frames",
+        nick = "walk"
+    )]
+    Walk,
+}
+
+/// How one step leads to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionScheduler")]
+pub enum Scheduler {
+    /// As the model folder's scheduler configuration says.
+    #[default]
+    #[enum_value(name = "Auto: the one the model folder names", nick = "auto")]
+    Auto,
+    /// Latent consistency models.
+    #[enum_value(name = "Latent consistency (LCM, Turbo)", nick = "lcm")]
+    Lcm,
+    /// Trajectory consistency distillation.
+    #[enum_value(name = "Trajectory consistency (TCD, Hyper-SD)", nick = "tcd")]
+    Tcd,
+}

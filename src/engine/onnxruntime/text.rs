@@ -1,0 +1,159 @@
+//! Texts to embeddings: one text encoder, or the two of Stable Diffusion XL.
+
+use super::session::{Session, Values};
+use crate::device::HostTensor;
+use crate::engine::{Text, TextUse};
+use crate::error::Result;
+use crate::model::{Chunk, ComponentFile, ModelFolder, Role, TextEncoder, Tokenizer, weigh};
+
+/// The text encoders of a model.
+pub(super) struct Texts {
+    encoders: Vec<Encoder>,
+    /// The longest embedding that the U-Net takes, in chunks.
+    most_chunks: usize,
+    /// Whether "nothing to avoid" is an embedding of zeros.
+    zero_negative: bool,
+}
+
+struct Encoder {
+    session: Session,
+    file: ComponentFile,
+    tokenizer: Tokenizer,
+}
+
+impl Texts {
+    /// Loads the text encoders of `folder`.
+    pub fn open(folder: &ModelFolder) -> Result<Self> {
+        let encoder = |encoder: &TextEncoder| {
+            Ok(Encoder {
+                session: Session::open(&encoder.file)?,
+                file: encoder.file.clone(),
+                tokenizer: encoder.tokenizer.clone(),
+            })
+        };
+        let encoders = folder.text_encoders();
+        let fixed = folder.unet().input(Role::Text).and_then(|p| p.fixed(1));
+        Ok(Self {
+            most_chunks: fixed.map_or(usize::MAX, |l| l / encoders[0].tokenizer.length()),
+            zero_negative: folder.zero_negative(),
+            encoders: encoders.iter().map(encoder).collect::<Result<_>>()?,
+        })
+    }
+
+    /// How many chunks `text` takes.
+    pub fn chunks(&self, text: &str) -> Result<usize> {
+        let chunks = self.encoders[0].tokenizer.chunks(text)?;
+        Ok(chunks.len().min(self.most_chunks))
+    }
+
+    /// `text` in `chunks` chunks.
+    pub fn encode(&self, text: &str, used_as: TextUse, chunks: usize) -> Result<Text<HostTensor>> {
+        let mut parts = Vec::new();
+        let mut pooled = None;
+        for encoder in &self.encoders {
+            let (embedding, of_first) = encoder.encode(text, chunks)?;
+            parts.push(embedding);
+            pooled = of_first;
+        }
+        let mut encoded = Text {
+            embedding: side_by_side(parts),
+            pooled,
+        };
+        if self.zero_negative && used_as == TextUse::Negative && text.is_empty() {
+            encoded.embedding.data_mut().fill(0.0);
+            if let Some(pooled) = &mut encoded.pooled {
+                pooled.data_mut().fill(0.0);
+            }
+        }
+        Ok(encoded)
+    }
+}
+
+impl Encoder {
+    /// The embedding `[1, chunks·l, D]` of `text`, and the pooled one `[1, P]` of its first chunk where there is one.
+    fn encode(&self, text: &str, chunks: usize) -> Result<(HostTensor, Option<HostTensor>)> {
+        let nothing = self.tokenizer.empty();
+        let mut rows = self.tokenizer.chunks(text)?;
+        rows.resize(chunks, nothing.clone());
+        let mut data = Vec::new();
+        let mut width = 0;
+        let mut pooled = None;
+        let mut empty = None;
+        for chunk in rows {
+            let (embedding, of_chunk) = self.run(&chunk)?;
+            pooled = pooled.or(of_chunk);
+            width = embedding.shape()[2];
+            let mut embedding = embedding.into_data();
+            if chunk.is_weighted() {
+                let empty = match &empty {
+                    Some(empty) => empty,
+                    None => empty.insert(self.run(&nothing)?.0),
+                };
+                weigh(&mut embedding, empty.data(), &chunk.weights);
+            }
+            data.extend(embedding);
+        }
+        let length = chunks * self.tokenizer.length();
+        Ok((HostTensor::new(&[1, length, width], data), pooled))
+    }
+
+    /// The embedding `[1, l, D]` of a chunk, and the pooled one `[1, P]`.
+    fn run(&self, chunk: &Chunk) -> Result<(HostTensor, Option<HostTensor>)> {
+        let length = chunk.ids.len();
+        let rows = self.file.batch().unwrap_or(1);
+        let ids = chunk.ids.repeat(rows);
+        let ones = vec![1; ids.len()];
+        let positions: Vec<i64> = (0..length as i64).collect::<Vec<_>>().repeat(rows);
+        let shape = [rows, length];
+        let inputs: Vec<_> = self
+            .file
+            .inputs
+            .iter()
+            .map(|(role, _)| match role {
+                Role::AttentionMask => &ones,
+                Role::PositionIds => &positions,
+                _ => &ids,
+            })
+            .map(|values| (&shape[..], Values::Integers(values)))
+            .collect();
+        let mut outputs = self.session.run(&inputs)?.into_iter();
+        let embedding = match outputs.next() {
+            Some(output) if matches!(*output.shape(), [r, l, _] if [r, l] == shape) => {
+                first_row(output)
+            }
+            other => {
+                return Err(self.session.error(format!(
+                    "gave a text embedding of shape {:?}, expected [{rows}, {length}, width]",
+                    other.as_ref().map(HostTensor::shape)
+                )));
+            }
+        };
+        Ok((embedding, outputs.next().map(first_row)))
+    }
+}
+
+/// The first row `[1, …]` of a tensor `[k, …]`.
+fn first_row(tensor: HostTensor) -> HostTensor {
+    let mut shape = tensor.shape().to_vec();
+    shape[0] = 1;
+    let mut data = tensor.into_data();
+    data.truncate(shape.iter().product());
+    HostTensor::new(&shape, data)
+}
+
+/// One embedding `[1, L, ΣD]` of embeddings `[1, L, D]`.
+fn side_by_side(mut parts: Vec<HostTensor>) -> HostTensor {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let length = parts[0].shape()[1];
+    let width = parts.iter().map(|p| p.shape()[2]).sum();
+    let mut data = Vec::with_capacity(length * width);
+    for token in 0..length {
+        for part in &parts {
+            let width = part.shape()[2];
+            data.extend_from_slice(&part.data()[token * width..][..width]);
+        }
+    }
+    HostTensor::new(&[1, length, width], data)
+}

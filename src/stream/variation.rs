@@ -1,0 +1,134 @@
+//! How the noise that frames enter with changes from one frame to the next.
+
+use super::noise::TorchGenerator;
+
+/// The noise of a frame's first step. The noise added between later steps stays the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Variation {
+    /// The same for all frames.
+    #[default]
+    Fixed,
+    /// That of the next seed for every frame: frame k enters with the noise of seed + k.
+    Fresh,
+    /// From one seed's noise to the next one's in this many frames (at least 1), along the arc between them.
+    Walk { frames: u32 },
+}
+
+/// Draws the noise of frame after frame.
+#[derive(Debug)]
+pub struct Noises {
+    variation: Variation,
+    seed: u64,
+    /// Frames so far.
+    frame: u64,
+    /// The maps that a walk is between, and how many seeds it has gone past.
+    leg: Option<(u64, Vec<f32>, Vec<f32>)>,
+}
+
+impl Noises {
+    /// Begins at `seed`.
+    pub fn new(variation: Variation, seed: u64) -> Self {
+        Self {
+            variation,
+            seed,
+            frame: 0,
+            leg: None,
+        }
+    }
+
+    /// The noise map of the next frame, `len` values; `None` where it is the seed's own.
+    pub fn next(&mut self, len: usize) -> Option<Vec<f32>> {
+        let map = |passed: u64| TorchGenerator::new(self.seed.wrapping_add(passed)).randn(len);
+        let frame = self.frame;
+        self.frame += 1;
+        match self.variation {
+            Variation::Fixed => None,
+            Variation::Fresh => Some(map(frame)),
+            Variation::Walk { frames } => {
+                let frames = u64::from(frames.max(1));
+                let passed = frame / frames;
+                let share = (frame % frames) as f64 / frames as f64;
+                let (_, from, to) = match self.leg.take() {
+                    Some(leg) if leg.0 == passed && leg.1.len() == len => self.leg.insert(leg),
+                    _ => self.leg.insert((passed, map(passed), map(passed + 1))),
+                };
+                Some(slerp(from, to, share))
+            }
+        }
+    }
+}
+
+/// The vector at `share` of the way from `a` to `b` along the arc between them (Shoemake 1985). Between independent
+/// normal vectors that is normal again, which their weighted mean is not.
+fn slerp(a: &[f32], b: &[f32], share: f64) -> Vec<f32> {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y));
+        products.sum()
+    };
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    let angle = cosine.clamp(-1.0, 1.0).acos();
+    // Almost parallel, or opposite, vectors have no arc of their own.
+    let (p, q) = match angle.sin() {
+        sine if sine > 1e-6 => (
+            ((1.0 - share) * angle).sin() / sine,
+            (share * angle).sin() / sine,
+        ),
+        _ => (1.0 - share, share),
+    };
+    let mixed = a.iter().zip(b);
+    mixed
+        .map(|(x, y)| (p * f64::from(*x) + q * f64::from(*y)) as f32)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(seed: u64) -> Vec<f32> {
+        TorchGenerator::new(seed).randn(64)
+    }
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5)
+    }
+
+    #[test]
+    fn fresh_noise_is_that_of_seed_after_seed() {
+        let mut noises = Noises::new(Variation::Fresh, 7);
+        for seed in 7..10 {
+            assert_eq!(noises.next(64), Some(map(seed)));
+        }
+        assert_eq!(Noises::new(Variation::Fixed, 7).next(64), None);
+        let mut last = Noises::new(Variation::Fresh, u64::MAX);
+        last.next(64);
+        assert_eq!(last.next(64), Some(map(0)));
+    }
+
+    #[test]
+    fn a_walk_goes_from_seed_to_seed_in_even_steps() {
+        let mut noises = Noises::new(Variation::Walk { frames: 4 }, 3);
+        let walk: Vec<_> = (0..9).map(|_| noises.next(64).unwrap()).collect();
+        assert!(close(&walk[0], &map(3)));
+        assert!(close(&walk[4], &map(4)));
+        assert!(close(&walk[8], &map(5)));
+        let length = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let gap = |a: &[f32], b: &[f32]| {
+            length(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
+        };
+        let steps: Vec<_> = walk[..5].windows(2).map(|w| gap(&w[0], &w[1])).collect();
+        let (least, most) = (length(&map(3)).min(length(&map(4))), length(&map(3)).max(length(&map(4))));
+        // The arc between vectors of different lengths is a spiral, so neither is exact.
+        for (step, at) in steps.iter().zip(&walk) {
+            assert!((step / steps[0] - 1.0).abs() < 0.25, "{steps:?}");
+            assert!((0.9 * least..1.1 * most).contains(&length(at)));
+        }
+    }
+
+    /// scipy.spatial.geometric_slerp([1, 0], [0, 1], 1/3) and the weighted mean for parallel vectors.
+    #[test]
+    fn slerp_is_on_the_arc() {
+        assert!(close(&slerp(&[1.0, 0.0], &[0.0, 1.0], 1.0 / 3.0), &[0.8660254, 0.5]));
+        assert!(close(&slerp(&[1.0, 1.0], &[2.0, 2.0], 0.5), &[1.5, 1.5]));
+    }
+}
