@@ -23,6 +23,9 @@ const FOLDER_OF_EXTERNAL_DATA: &str = "session.model_external_initializers_file_
 const ROWS: usize = 3;
 const TIMESTEPS: [f64; ROWS] = [801.0, 401.0, 1.0];
 
+/// The largest difference allowed, as a share of the largest value: a few units in the last place of an f32.
+const TOLERANCE: f64 = 1e-6;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -257,19 +260,9 @@ impl Halves {
                 fs::copy(weights, to.join("model.onnx_data")).unwrap();
             }
         }
-        let weights = |model: &[u8]| model.len() as u64;
+        // Each weight goes to one half, or to none.
         let size = fs::metadata(path).unwrap().len();
-        assert!(weights(&model) < size && weights(&fast) < size);
-        let [all, in_slow, in_fast] = split.node_counts();
-        let boundary = split.boundary();
-        let texts = |b: &&Boundary| b.from.iter().all(|f| f == "encoder_hidden_states");
-        println!(
-            "{name}: {all} nodes, slow {in_slow}, fast {in_fast}; {} boundary tensors, {} of the text alone, {} inputs, {} broadcast",
-            boundary.len(),
-            boundary.iter().filter(texts).count(),
-            boundary.iter().filter(|b| b.is_input).count(),
-            boundary.iter().filter(|b| b.broadcasts).count(),
-        );
+        assert!((model.len().max(fast.len()) as u64) < size);
         Self {
             fast: from_memory(&fast, folder).unwrap(),
             whole: from_file(path),
@@ -382,11 +375,33 @@ fn batch(rows: &[Feed]) -> Feed {
         .collect()
 }
 
-/// Runs the graph at `path` whole and split. Differences are allowed for where a product of matrices adds up in another
+/// What is known of how a graph splits.
+struct Expected {
+    /// Nodes of the whole graph, the slow and the fast one.
+    nodes: [usize; 3],
+    /// Boundary tensors that depend on the timestep, too or alone, and on other inputs alone.
+    boundary: [usize; 2],
+    /// Names of inputs that are boundary tensors.
+    inputs: &'static [&'static str],
+    /// How many tensors that the text makes do for all rows.
+    once: usize,
+}
+
+/// Checks the graph at `path` whole and split. Differences are allowed for where a product of matrices adds up in another
 /// order, since a matrix of one row is multiplied by other code than one of several.
-fn compare(name: &str, path: &Path, timesteps: [f64; ROWS]) -> (Halves, f64) {
+fn check(name: &str, path: &Path, timesteps: [f64; ROWS], expected: &Expected) {
     let mut halves = Halves::open(name, path);
-    let mut worst: f64 = 0.0;
+    let boundary = halves.split.boundary();
+    let timed = |b: &&Boundary| b.from.iter().any(|f| f == "timestep");
+    let of_time = boundary.iter().filter(timed).count();
+    let inputs: Vec<&str> = boundary
+        .iter()
+        .filter(|b| b.is_input)
+        .map(|b| b.name.as_str())
+        .collect();
+    assert_eq!(halves.split.node_counts(), expected.nodes);
+    assert_eq!([of_time, boundary.len() - of_time], expected.boundary);
+    assert_eq!(inputs, expected.inputs);
     for size in [8, 16] {
         let shapes = shapes(path, size);
         let rows: Vec<Feed> = timesteps
@@ -396,10 +411,11 @@ fn compare(name: &str, path: &Path, timesteps: [f64; ROWS]) -> (Halves, f64) {
             .collect();
         let (split, _) = halves.run(&rows, false);
         let same_timestep = timesteps.iter().all(|t| *t == timesteps[0]);
+        let mut worst: f64 = 0.0;
         if same_timestep || rows[0]["timestep"].dims == [1] {
             // All rows, each with its own text and timestep.
             let whole = halves.run_whole(&batch(&rows));
-            worst = worst.max(difference(&split, &whole));
+            worst = difference(&split, &whole);
         }
         // One after the other, which also a graph with one timestep for all can do.
         for (i, row) in rows.iter().enumerate() {
@@ -420,78 +436,119 @@ fn compare(name: &str, path: &Path, timesteps: [f64; ROWS]) -> (Halves, f64) {
             })
             .collect();
         let (split, once) = halves.run(&rows, true);
-        println!("{name} at {size}: {once} given once for all rows");
+        assert_eq!(once, expected.once);
         for (i, row) in rows.iter().enumerate() {
             let whole = halves.run_whole(row);
             worst = worst.max(difference(&split.part(i, ROWS), &whole));
         }
+        println!("{name} at {size}: largest difference {worst:.1e}");
+        assert!(worst < TOLERANCE, "{worst:.1e}");
     }
-    println!("{name}: largest difference {worst:.1e}");
-    (halves, worst)
 }
 
 #[test]
 fn a_graph_by_torch_export() {
-    let (_, worst) = compare("dynamo", &data("dynamo.onnx"), TIMESTEPS);
-    assert!(worst < 1e-6);
+    let expected = Expected {
+        nodes: [185, 36, 149],
+        boundary: [3, 2],
+        inputs: &[],
+        once: 2,
+    };
+    check("dynamo", &data("dynamo.onnx"), TIMESTEPS, &expected);
+    // The same graph: its slow and fast session read one file.
+    let path = data("external/model.onnx");
+    check("external", &path, TIMESTEPS, &expected);
+}
+
+#[test]
+fn external_data_is_found_only_where_the_session_is_told() {
+    let path = data("external/model.onnx");
+    let split = Split::open(&path, "sample", "out_sample").unwrap().unwrap();
+    let model = split.slow().unwrap();
+    from_memory(&model, path.parent().unwrap()).unwrap();
+    let elsewhere = from_memory(&model, &data("")).map(|_| ()).unwrap_err();
+    assert!(
+        elsewhere.to_string().contains("model.onnx_data"),
+        "{elsewhere}"
+    );
 }
 
 #[test]
 fn a_graph_with_one_timestep_for_all_takes_one_for_each_row() {
-    let (_, worst) = compare("script", &data("script.onnx"), TIMESTEPS);
-    assert!(worst < 1e-6);
+    let expected = Expected {
+        nodes: [396, 89, 317],
+        boundary: [3, 4],
+        // Whose first dimension is the batch of the queries.
+        inputs: &["encoder_hidden_states"],
+        once: 2,
+    };
+    check("script", &data("script.onnx"), TIMESTEPS, &expected);
+    check("old", &data("old.onnx"), TIMESTEPS, &expected);
 }
 
 #[test]
 fn a_graph_that_merges_batch_and_heads() {
-    let (_, worst) = compare("merged", &data("merged.onnx"), TIMESTEPS);
-    assert!(worst < 1e-6);
+    let expected = Expected {
+        nodes: [586, 128, 458],
+        boundary: [3, 3],
+        inputs: &[],
+        once: 0,
+    };
+    check("merged", &data("merged.onnx"), TIMESTEPS, &expected);
 }
 
 #[test]
 fn a_graph_with_added_conditions() {
-    let (_, worst) = compare("sdxl", &data("sdxl.onnx"), TIMESTEPS);
-    assert!(worst < 1e-6);
-}
-
-#[test]
-fn a_graph_of_the_old_format() {
-    let (_, worst) = compare("old", &data("old.onnx"), TIMESTEPS);
-    assert!(worst < 1e-6);
-}
-
-#[test]
-fn a_graph_with_external_data() {
-    let (_, worst) = compare("external", &data("external/model.onnx"), TIMESTEPS);
-    assert!(worst < 1e-6);
+    let expected = Expected {
+        nodes: [438, 131, 317],
+        boundary: [3, 4],
+        inputs: &["encoder_hidden_states"],
+        once: 2,
+    };
+    check("sdxl", &data("sdxl.onnx"), TIMESTEPS, &expected);
 }
 
 #[test]
 fn a_graph_of_what_exporters_seldom_write() {
-    let (_, worst) = compare("unusual", &data("unusual.onnx"), [801.0; ROWS]);
-    assert!(worst < 1e-6);
-    let (_, worst) = compare("unusual", &data("unusual.onnx"), [1.0; ROWS]);
-    assert!(worst < 1e-6);
+    let expected = Expected {
+        nodes: [25, 5, 19],
+        boundary: [1, 2],
+        inputs: &[],
+        once: 0,
+    };
+    // One branch for early timesteps, one for late ones, so all rows must have the same.
+    for timestep in [801.0, 1.0] {
+        check(
+            "unusual",
+            &data("unusual.onnx"),
+            [timestep; ROWS],
+            &expected,
+        );
+    }
 }
 
 #[test]
 fn the_parity_model() {
-    let (_, worst) = compare(
-        "parity",
-        &root().join("tests/data/parity/model/unet/model.onnx"),
-        TIMESTEPS,
-    );
-    assert!(worst < 1e-6);
+    let path = root().join("tests/data/parity/model/unet/model.onnx");
+    let expected = Expected {
+        nodes: [1256, 192, 1095],
+        boundary: [8, 13],
+        inputs: &["encoder_hidden_states"],
+        once: 8,
+    };
+    check("parity", &path, TIMESTEPS, &expected);
 }
 
 #[test]
 fn the_demo_model() {
-    let (_, worst) = compare(
-        "demo",
-        &root().join("models/demo/unet/model.onnx"),
-        TIMESTEPS,
-    );
-    assert!(worst < 1e-6);
+    let path = root().join("models/demo/unet/model.onnx");
+    let expected = Expected {
+        nodes: [1270, 329, 941],
+        boundary: [24, 6],
+        inputs: &[],
+        once: 0,
+    };
+    check("demo", &path, TIMESTEPS, &expected);
 }
 
 #[test]

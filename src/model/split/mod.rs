@@ -8,6 +8,8 @@
 
 mod plan;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::collections::{HashMap, HashSet};
@@ -140,17 +142,20 @@ impl Split {
             ports.copy(&self.source.inputs[*input].range);
         }
         for tensor in &self.plan.boundary {
-            let original = self.source.inputs.iter().find(|i| i.name == tensor.name);
-            match (original, types.get(tensor.name.as_str())) {
-                (Some(input), _) => ports.copy(&input.range),
-                (None, Some(found)) => ports.message(11, value_info(found)),
-                (None, None) => {
-                    return Err(Error::invalid(
-                        &self.path,
-                        format!("the type of its tensor {:?} is not known", tensor.name),
-                    ));
-                }
+            if tensor.is_input {
+                let inputs = &mut self.source.inputs.iter();
+                inputs
+                    .filter(|i| i.name == tensor.name)
+                    .for_each(|i| ports.copy(&i.range));
+                continue;
             }
+            let found = types.get(tensor.name.as_str()).ok_or_else(|| {
+                Error::invalid(
+                    &self.path,
+                    format!("the type of its tensor {:?} is not known", tensor.name),
+                )
+            })?;
+            ports.message(11, value_info(found));
         }
         ports.copy(&self.source.outputs[self.plan.output].range);
         let boundary = self.plan.boundary.iter().map(|b| b.name.as_str());

@@ -111,6 +111,8 @@ const UNPORTABLE: &[&str] = &[
 ];
 /// Operators whose operands are broadcast against each other.
 const BROADCASTING: &[&str] = &["Add", "Sub", "Mul", "Div", "Pow", "Where"];
+/// The most boundary tensors: the largest U-Nets have some two hundred.
+const CROSSINGS: usize = 4096;
 /// Operators that keep the shape of their operand.
 const UNARY: &[&str] = &["Cast", "Identity", "Neg", "Sqrt"];
 
@@ -142,13 +144,16 @@ pub(super) fn plan(source: &Source, live: &str, output: &str) -> Result<Option<P
         }
         crosses
     });
+    if crossing.len() > CROSSINGS {
+        return Ok(None);
+    }
     // In the order of the file, so that the same file gives the same graphs.
     let place = |name: &String| match graph.tensors[name.as_str()].origin {
         Origin::Input(i) => (0, i),
         Origin::Initializer(i) => (1, i),
         Origin::Node(i) => (2, i),
     };
-    crossing.sort_by_key(|name| {
+    crossing.sort_by_cached_key(|name| {
         let node = match place(name) {
             (2, n) => source.nodes[n].outputs.iter().position(|o| o == name),
             _ => None,
@@ -161,13 +166,17 @@ pub(super) fn plan(source: &Source, live: &str, output: &str) -> Result<Option<P
         .map(String::as_str)
         .collect();
     let slow = graph.side(&computed, |_, _| false);
-    let heavy_function = |node: &Node| {
-        source.functions.iter().any(|f| {
-            f.name == node.op && f.domain == node.domain && f.ops.iter().any(|op| is_heavy(op))
-        })
-    };
+    let any_heavy = |ops: &HashSet<String>| ops.iter().any(|op| is_heavy(op));
+    let heavy_functions: HashSet<(&str, &str)> = source
+        .functions
+        .iter()
+        .filter(|f| any_heavy(&f.ops))
+        .map(|f| (f.domain.as_str(), f.name.as_str()))
+        .collect();
     let worth_it = slow.nodes.iter().map(|n| &source.nodes[*n]).any(|node| {
-        is_heavy(&node.op) || node.inner.ops.iter().any(|op| is_heavy(op)) || heavy_function(node)
+        is_heavy(&node.op)
+            || any_heavy(&node.inner.ops)
+            || heavy_functions.contains(&(node.domain.as_str(), node.op.as_str()))
     });
     if !worth_it {
         return Ok(None);
@@ -207,6 +216,8 @@ fn is_one_of(node: &Node, ops: &[&str]) -> bool {
 struct Analysis<'a> {
     source: &'a Source,
     tensors: HashMap<&'a str, Tensor>,
+    /// What each node reads, that which its subgraphs take from around them included.
+    reads: Vec<Vec<&'a str>>,
     /// The inputs besides the live one.
     seldom: Vec<&'a str>,
 }
@@ -225,6 +236,7 @@ impl<'a> Analysis<'a> {
         let mut graph = Self {
             source,
             tensors: HashMap::new(),
+            reads: Vec::with_capacity(source.nodes.len()),
             seldom: Vec::new(),
         };
         for (i, initializer) in source.initializers.iter().enumerate() {
@@ -259,8 +271,9 @@ impl<'a> Analysis<'a> {
             let mut class = Class::default();
             let mut from = 0;
             let mut shaped_as_input = is_one_of(node, &["Cast", "Identity"]);
-            for name in graph.reads(node)? {
-                let tensor = graph.tensors.get(name).ok_or_else(|| {
+            let reads = graph.reads(node)?;
+            for name in &reads {
+                let tensor = graph.tensors.get(*name).ok_or_else(|| {
                     format!(
                         "its node {:?} ({}) reads {name:?}, which nothing before it gives; expected nodes in the order of use",
                         node.name, node.op
@@ -280,6 +293,7 @@ impl<'a> Analysis<'a> {
             if is_one_of(node, RANDOM) || node.inner.ops.iter().any(|op| is_random(op)) {
                 class = Class::LIVE;
             }
+            graph.reads.push(reads);
             for output in node.outputs.iter().filter(|o| !o.is_empty()) {
                 graph.add(output, Origin::Node(i), class, from, shaped_as_input)?;
             }
@@ -350,8 +364,7 @@ impl<'a> Analysis<'a> {
                 Origin::Input(i) => inputs[i] = true,
                 Origin::Initializer(i) => initializers[i] = true,
                 Origin::Node(i) if !std::mem::replace(&mut nodes[i], true) => {
-                    let reads = self.reads(&source.nodes[i]).unwrap_or_default();
-                    waiting.extend(reads.into_iter().filter(|name| seen.insert(name)));
+                    waiting.extend(self.reads[i].iter().filter(|name| seen.insert(name)));
                 }
                 Origin::Node(_) => {}
             }
@@ -374,8 +387,8 @@ impl<'a> Analysis<'a> {
     fn readers(&self, side: &Side) -> HashMap<&'a str, Vec<usize>> {
         let mut readers: HashMap<&str, Vec<usize>> = HashMap::new();
         for i in &side.nodes {
-            for name in self.reads(&self.source.nodes[*i]).unwrap_or_default() {
-                readers.entry(name).or_default().push(*i);
+            for name in &self.reads[*i] {
+                readers.entry(*name).or_default().push(*i);
             }
         }
         readers

@@ -17,6 +17,12 @@ enum Piece {
 }
 
 impl Message {
+    /// A message of these bytes.
+    #[cfg(test)]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(vec![Piece::New(bytes)])
+    }
+
     /// Appends fields as they are in the source file.
     pub fn copy(&mut self, range: &Range<u64>) {
         match self.0.last_mut() {
