@@ -556,3 +556,46 @@ fn a_graph_with_nothing_costly_to_take_out_is_left_whole() {
     let path = root().join("tests/data/odd/unet/model.onnx");
     assert!(Split::open(&path, "x", "out").unwrap().is_none());
 }
+
+#[test]
+fn a_spoilt_file_is_split_or_refused() {
+    let good = fs::read(data("unusual.onnx")).unwrap();
+    let path = std::env::temp_dir().join(format!("split-spoilt-{}.onnx", std::process::id()));
+    let (mut split, mut refused) = (0, 0);
+    let mut attempt = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        match Split::open(&path, "sample", "out_sample") {
+            Ok(Some(halves)) => {
+                // No half has more than there is.
+                let types: Vec<TensorType> = halves
+                    .boundary()
+                    .iter()
+                    .map(|b| TensorType {
+                        name: b.name.clone(),
+                        elem_type: 1,
+                        dims: None,
+                    })
+                    .collect();
+                assert!(halves.slow().unwrap().len() < 2 * good.len());
+                assert!(halves.fast(&types).unwrap().len() < 2 * good.len());
+                split += 1;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                assert!(error.to_string().contains("split-spoilt"), "{error}");
+                refused += 1;
+            }
+        }
+    };
+    let flips = [0x01, 0x08, 0x80, 0xff];
+    for (i, flip) in (0..good.len()).step_by(2).zip(flips.into_iter().cycle()) {
+        let mut bytes = good.clone();
+        bytes[i] ^= flip;
+        attempt(&bytes);
+        if i % 16 == 0 {
+            attempt(&good[..i]);
+        }
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(split > 100 && refused > 300, "{split} {refused}");
+}

@@ -27,7 +27,9 @@ use crate::error::{Error, Result};
 /// A tensor that the fast graph takes besides the live input.
 ///
 /// The slow graph is run for one row at a time (or for the batch that the graph fixes), and the rows are stacked along
-/// axis 0. That is right where axis 0 is the batch, or starts with it, as in every graph whose rows do not mix.
+/// axis 0. That is right where axis 0 is the batch, or starts with it (heads merged into it, say). A tensor without
+/// dimensions, or with one that is not the batch, cannot be stacked: then only rows for which it is equal can go
+/// together, as with the unsplit graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Boundary {
     /// Its name, in the original graph and in both halves.
@@ -36,9 +38,6 @@ pub struct Boundary {
     /// left out.
     pub from: Vec<String>,
     /// Whether it is itself an input of the original graph. If so the slow graph does not give it.
-    ///
-    /// If it has no dimensions, or one that is not the batch, rows cannot be stacked: only rows of equal values
-    /// can go together, as with the unsplit graph.
     pub is_input: bool,
     /// Whether all that reads it broadcasts it over the batch. See [`does_for_all`](Self::does_for_all).
     pub broadcasts: bool,

@@ -109,10 +109,10 @@ const UNPORTABLE: &[&str] = &[
     "SequenceMap",
     "Optional",
 ];
-/// Operators whose operands are broadcast against each other.
-const BROADCASTING: &[&str] = &["Add", "Sub", "Mul", "Div", "Pow", "Where"];
 /// The most boundary tensors: the largest U-Nets have some two hundred.
 const CROSSINGS: usize = 4096;
+/// Operators whose operands are broadcast against each other.
+const BROADCASTING: &[&str] = &["Add", "Sub", "Mul", "Div", "Pow", "Where"];
 /// Operators that keep the shape of their operand.
 const UNARY: &[&str] = &["Cast", "Identity", "Neg", "Sqrt"];
 
