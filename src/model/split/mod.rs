@@ -17,6 +17,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
+
 use self::plan::{Plan, Side};
 use self::scan::{Named, Source};
 use self::write::Message;
@@ -68,7 +70,8 @@ pub struct TensorType {
 #[derive(Debug)]
 pub struct Split {
     path: PathBuf,
-    file: File,
+    /// Reading moves its position.
+    file: Mutex<File>,
     source: Source,
     plan: Plan,
 }
@@ -89,7 +92,7 @@ impl Split {
         let plan = plan::plan(&source, live, output).map_err(|what| reader.invalid(what))?;
         Ok(plan.map(|plan| Self {
             path: path.to_owned(),
-            file: reader.into_file(),
+            file: Mutex::new(reader.into_file()),
             source,
             plan,
         }))
@@ -211,7 +214,7 @@ impl Split {
         let mut model = Message::default();
         copy(&mut model, &mut source.model.iter());
         model.message(7, graph);
-        model.build(&self.file).map_err(|e| {
+        model.build(&self.file.lock()).map_err(|e| {
             Error::not_found(&self.path, format!("cannot be read, or has changed: {e}"))
         })
     }
