@@ -275,6 +275,8 @@ impl Halves {
     /// `shared`, tensors of the text alone are given once where that will do; how many were is given back.
     fn stacked(&mut self, rows: &[Feed], shared: bool) -> (Feed, usize) {
         let slow: Vec<Feed> = rows.iter().map(|row| run(&mut self.slow, row)).collect();
+        let two = batch(&rows[..2]);
+        let slow_of_two = run(&mut self.slow, &two);
         let mut feed = Feed::new();
         let samples: Vec<&Array> = rows.iter().map(|row| &row["sample"]).collect();
         feed.insert("sample".to_owned(), Array::stack(&samples));
@@ -290,7 +292,12 @@ impl Halves {
                 .collect();
             let first = parts[0];
             let same = parts.iter().all(|p| *p == first);
-            let array = if same && (first.dims.is_empty() || first.dims == [1]) {
+            let of_two = match tensor.is_input {
+                true => &two[&tensor.name],
+                false => &slow_of_two[&tensor.name],
+            };
+            let array = if !Boundary::stacks(&first.dims, &of_two.dims) {
+                assert!(same, "{tensor:?} of these rows cannot go together");
                 first.clone()
             } else if shared && same && tensor.does_for_all(&first.dims) {
                 once += 1;

@@ -29,9 +29,8 @@ use crate::error::{Error, Result};
 /// A tensor that the fast graph takes besides the live input.
 ///
 /// The slow graph is run for one row at a time (or for the batch that the graph fixes), and the rows are stacked along
-/// axis 0. That is right where axis 0 is the batch, or starts with it (heads merged into it, say). A tensor without
-/// dimensions, or with one that is not the batch, cannot be stacked: then only rows for which it is equal can go
-/// together, as with the unsplit graph.
+/// axis 0. That is right where axis 0 is the batch, or starts with it (heads merged into it, say):
+/// [`stacks`](Self::stacks). Else only rows for which the tensor is equal can go together, as with the unsplit graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Boundary {
     /// Its name, in the original graph and in both halves.
@@ -46,6 +45,18 @@ pub struct Boundary {
 }
 
 impl Boundary {
+    /// Whether tensors of several rows can be stacked along axis 0, judged by their shape for one row and for two.
+    ///
+    /// A tensor without a batch, of a timestep common to all rows for instance, keeps its shape.
+    pub fn stacks(one: &[usize], two: &[usize]) -> bool {
+        match (one, two) {
+            ([first, rest @ ..], [both, other @ ..]) => {
+                first.checked_mul(2) == Some(*both) && *first > 0 && rest == other
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the tensor of one row, of shape `dims`, may be given as it is for a batch of rows that share it.
     /// Where it may not, the shared row must be repeated.
     pub fn does_for_all(&self, dims: &[usize]) -> bool {

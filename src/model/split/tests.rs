@@ -278,6 +278,24 @@ fn one_row_does_for_all_only_where_axis_0_is_the_batch() {
 }
 
 #[test]
+fn rows_stack_where_their_number_is_in_axis_0() {
+    assert!(Boundary::stacks(&[1, 6, 8], &[2, 6, 8]));
+    assert!(Boundary::stacks(&[2, 6, 4], &[4, 6, 4]));
+    assert!(Boundary::stacks(&[1], &[2]));
+    for (one, two) in [
+        (&[][..], &[][..]),
+        (&[1, 8], &[1, 8]),
+        (&[6, 1, 8], &[6, 2, 8]),
+        (&[1, 1, 8], &[2, 2, 8]),
+        (&[0, 8], &[0, 8]),
+        (&[1], &[2, 1]),
+        (&[usize::MAX], &[usize::MAX - 1]),
+    ] {
+        assert!(!Boundary::stacks(one, two), "{one:?} {two:?}");
+    }
+}
+
+#[test]
 fn subgraphs_read_what_is_around_them() {
     let mut graph = usual(&["text w > MatMul > key", "sample > Relu > x"]);
     graph.message(
