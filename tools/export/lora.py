@@ -1,0 +1,74 @@
+"""LoRAs, fused into the weights the way diffusers does it."""
+
+import diffusers
+import torch
+from safetensors import safe_open
+
+from .errors import ExportError
+from .source import PICKLES, refuse_pickle
+
+
+def check_files(loras):
+    """An error for a file that is not there or not .safetensors, before anything big is read."""
+    for lora in loras:
+        if lora.path.suffix.lower() in PICKLES:
+            refuse_pickle(lora.path)
+        if not lora.path.is_file():
+            raise ExportError(f"--lora {lora.path}: no such file")
+        try:
+            with safe_open(lora.path, "pt") as f:
+                f.keys()
+        except Exception as e:
+            raise ExportError(f"--lora {lora.path}: not a .safetensors file: {e}") from None
+
+
+def adapted(network):
+    """Number of layers of a network that an adapter changes."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return sum(isinstance(m, BaseTunerLayer) for m in network.modules())
+
+
+def fuse(networks, xl, loras, say):
+    """Fuses `loras`, one after another, each with its scale, into {name: network} of U-Net and text encoders, in place."""
+    diffusers.utils.logging.set_verbosity_error()
+    cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+    others = dict.fromkeys(["vae", "tokenizer", "feature_extractor", "image_encoder"] + (["tokenizer_2"] if xl else ["safety_checker"]))
+    more = {} if xl else {"requires_safety_checker": False}
+    pipeline = cls(**networks, **others, **more, scheduler=diffusers.DDIMScheduler())
+    for lora in loras:
+        try:
+            pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, local_files_only=True, use_safetensors=True)
+            counts = {name: adapted(network) for name, network in networks.items()}
+            if not any(counts.values()):
+                raise ExportError(f"--lora {lora.path}: none of its weights belong to a layer of this model: is it for another kind of model?")
+            pipeline.fuse_lora(components=[n for n, c in counts.items() if c], lora_scale=lora.scale, safe_fusing=True)
+            pipeline.unload_lora_weights()
+        except ExportError:
+            raise
+        except Exception as e:
+            raise ExportError(
+                f"--lora {lora.path}: does not fit this model ({type(e).__name__}: {str(e)[:600]}): a LoRA fits only models of the architecture it was trained on"
+            ) from e
+        say(f"  {lora.path.name}: fused with {lora.scale:g} into " + ", ".join(f"{c} layers of {n}" for n, c in counts.items() if c))
+    left = sum(adapted(network) for network in networks.values())
+    if left:
+        raise ExportError(f"diffusers left {left} adapter layers behind after fusing; is its version the pinned one?")
+    pipeline.to(torch.float32)
+    return networks
+
+
+class Fused:
+    """A source whose U-Net and text encoders have LoRAs fused into them. They are loaded when the first is asked for, and given out once each."""
+
+    def __init__(self, source, loras, progress):
+        self.source, self.loras, self.progress = source, loras, progress
+        self.xl = source.xl
+        self.ready = None
+
+    def load(self, part):
+        if self.ready is None:
+            with self.progress.step("LoRA"):
+                parts = ["unet", *self.source.text_encoders]
+                self.ready = fuse({p: self.source.load(p) for p in parts}, self.xl, self.loras, self.progress.say)
+        return self.ready.pop(part)

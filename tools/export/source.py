@@ -1,0 +1,155 @@
+"""Where the networks come from: a diffusers folder, loaded one network at a time."""
+
+import json
+import pathlib
+
+import torch
+from safetensors import safe_open
+
+from . import hashing, kinds
+from .errors import ExportError
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+
+
+def refuse_pickle(path):
+    """An error for a file that runs code when it is read, with the way out."""
+    raise ExportError(
+        f"{path}: pickled weights are never loaded, because reading them runs whatever code is in them. "
+        "On a machine where that does not matter, convert the file to .safetensors once "
+        "(torch.load(FILE, weights_only=True), then safetensors.torch.save_file; or diffusers' save_pretrained)"
+    )
+
+
+def read_json(path):
+    """A JSON object from a file, or an error that names it."""
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(f"{path}: no such file") from None
+    except (OSError, ValueError) as e:
+        raise ExportError(f"{path}: not readable as JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise ExportError(f"{path}: expected a JSON object")
+    return value
+
+
+def elements(path):
+    """Number of weights in a .safetensors file, from its header."""
+    total = 0
+    try:
+        with safe_open(path, "pt") as f:
+            for key in f.keys():
+                count = 1
+                for side in f.get_slice(key).get_shape():
+                    count *= side
+                total += count
+    except Exception as e:
+        raise ExportError(f"{path}: not a .safetensors file: {e}") from None
+    return total
+
+
+def weight_files(folder):
+    """The .safetensors files of a network's folder that are to be loaded, and the `variant` that names them to diffusers.
+
+    A folder may hold several precisions; the unnamed one is taken, else fp16.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [f for f in files if ".fp16" not in f.name and ".non_ema" not in f.name]
+    half = [f for f in files if ".fp16" in f.name and ".non_ema" not in f.name]
+    if plain or half:
+        return (plain, None) if plain else (half, "fp16")
+    pickles = [f for f in folder.iterdir() if f.suffix in PICKLES] if folder.is_dir() else []
+    if pickles:
+        refuse_pickle(pickles[0])
+    raise ExportError(f"{folder}: no .safetensors file in it, expected the network's weights")
+
+
+class FolderSource:
+    """A diffusers folder on disk. `label` is what the manifest names as the source."""
+
+    def __init__(self, folder, label=None):
+        self.folder = pathlib.Path(folder)
+        self.label = label or self.folder.resolve().name
+        self.index = read_json(self.folder / "model_index.json")
+        self.xl = kinds.check_pipeline(self.index, self.folder / "model_index.json")
+        kinds.check_unet(self.config("unet"), self.xl, self.folder / "unet" / "config.json")
+
+    @property
+    def text_encoders(self):
+        return ["text_encoder", "text_encoder_2"] if self.xl else ["text_encoder"]
+
+    @property
+    def tokenizers(self):
+        return ["tokenizer", "tokenizer_2"] if self.xl else ["tokenizer"]
+
+    def config(self, part):
+        """The configuration of a network or the scheduler."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_json(self.folder / part / name)
+
+    def elements(self, part):
+        """Number of weights of a network."""
+        return sum(elements(f) for f in weight_files(self.folder / part)[0])
+
+    def digest(self, part):
+        """Content of a network, in a hash."""
+        files, _ = weight_files(self.folder / part)
+        return hashing.of_value([self.config(part), [hashing.of_file(f) for f in files]])
+
+    def load(self, part):
+        """The network in f32, ready for inference."""
+        return load_network(self.folder, part, self.index[part][1])
+
+    def tokenizer(self, part):
+        """transformers' tokenizer."""
+        return load_tokenizer(self.folder / part)
+
+    def save_tokenizer(self, part, to):
+        """Writes vocab.json, merges.txt and configurations of a tokenizer to the folder `to`."""
+        save_tokenizer(self.tokenizer(part), to)
+
+
+def load_network(folder, part, class_name, subfolder=True):
+    """A network of `folder` by its class, in f32."""
+    import diffusers
+    import transformers
+
+    where = folder / part if subfolder else folder
+    _, variant = weight_files(where)
+    owner = transformers if class_name.startswith("CLIP") else diffusers
+    cls = getattr(owner, class_name)
+    options = {"use_safetensors": True, "local_files_only": True, "variant": variant}
+    try:
+        # transformers and diffusers both call it `dtype` now.
+        model = cls.from_pretrained(str(where), dtype=torch.float32, **options)
+    except ExportError:
+        raise
+    except Exception as e:
+        raise ExportError(f"{where}: could not be loaded as a {class_name}: {type(e).__name__}: {e}") from e
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder):
+    """transformers' tokenizer of a folder."""
+    import transformers
+
+    try:
+        return transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as e:
+        raise ExportError(f"{folder}: not the CLIP tokenizer that was expected: {type(e).__name__}: {e}") from e
+
+
+def save_tokenizer(tokenizer, to):
+    """Writes a tokenizer as vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json: the layout of published models."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = [m if isinstance(m, str) else " ".join(m) for m in state["model"]["merges"]]
+    vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    to.mkdir(parents=True, exist_ok=True)
+    special = {key: str(getattr(tokenizer, key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    config = {"tokenizer_class": "CLIPTokenizer", "add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": int(min(tokenizer.model_max_length, 10**6)), **special}
+    write = lambda name, value: (to / name).write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")  # noqa: E731
+    write("vocab.json", vocabulary)
+    write("tokenizer_config.json", config)
+    write("special_tokens_map.json", special)
+    (to / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
