@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -329,8 +330,16 @@ def build(name):
 
 
 def save(pipe, folder):
-    """Writes the diffusers folder, with the tokenizers' two older files beside the new one, as the hub's have them."""
+    """Writes the diffusers folder, with the tokenizers' two older files beside the new one, as the hub's have them.
+
+    The text encoder's weights get the names they have in public checkpoints. transformers 5 writes shorter ones, and
+    transformers 4 (which Optimum needs) takes none of those, and draws all weights anew without an error.
+    """
     pipe.save_pretrained(folder)
+    weights = Path(folder) / "text_encoder" / "model.safetensors"
+    values = load_file(weights)
+    prefix = "" if any(k.startswith("text_model.") for k in values) else "text_model."
+    save_file({prefix + k: v for k, v in values.items()}, weights, metadata={"format": "pt"})
     tokens, merges = vocabulary()
     for name in ("tokenizer", "tokenizer_2"):
         sub = Path(folder) / name
