@@ -14,7 +14,9 @@ mod location;
 pub mod model;
 pub mod stream;
 
-pub use element::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, StreamDiffusion, Timing};
+pub use element::{
+    Backend, CfgTypeProperty, Mode, Noise, Scheduler, StreamDiffusion, Timing, bundled_model,
+};
 
 use gst::glib;
 

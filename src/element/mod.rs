@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 use gst::glib;
 use gst::prelude::*;
 
+pub use model_path::bundled as bundled_model;
+
 mod caps;
 mod convert;
 mod enums;

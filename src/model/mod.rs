@@ -6,12 +6,14 @@
 
 mod component;
 mod graph;
+mod inspection;
 mod manifest;
 pub mod prompt;
 mod read;
 mod scheduler;
 mod split;
 mod tokenizer;
+mod weights;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -21,11 +23,16 @@ use serde_json::{Map, Value};
 use component::Layer;
 pub use component::{Component, ComponentFile, Config, Role, SIZE_IDS};
 pub use graph::{Dtype, Graph, Port};
-pub use manifest::{Defaults, Manifest, ManifestLimits, Posterior, VaeOptions};
+pub use inspection::Inspection;
+pub use manifest::{
+    Defaults, Export, ExportBatch, ExportDtype, ExportSize, Lora, Manifest, ManifestLimits,
+    Posterior, UnetOptions, VaeOptions,
+};
 pub use prompt::weigh;
 pub use scheduler::{BetaSchedule, ConsistencyMethod, PredictionType, SchedulerConfig};
 pub use split::{Boundary, Split, TensorType};
 pub use tokenizer::{Chunk, Tokenizer};
+pub use weights::Weights;
 
 use crate::error::{Error, Result};
 

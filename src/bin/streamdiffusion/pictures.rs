@@ -1,0 +1,263 @@
+//! Pictures from files and to files, by GStreamer's decoders and encoders.
+
+use std::path::{Path, PathBuf};
+
+use gst::prelude::*;
+
+use crate::failure::Failure;
+
+/// Endings of files that are taken for pictures in a folder.
+const PICTURES: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
+
+/// Who writes which files: ending, element, property and value for a quality that is hard to tell from the original.
+const ENCODERS: [(&str, &str, Option<(&str, &str)>); 5] = [
+    ("png", "pngenc", None),
+    ("jpg", "jpegenc", Some(("quality", "95"))),
+    ("jpeg", "jpegenc", Some(("quality", "95"))),
+    ("webp", "webpenc", Some(("quality", "95"))),
+    ("bmp", "avenc_bmp", None),
+];
+
+/// How long GStreamer may take to say something before it is asked whether something went wrong.
+const PAUSE: gst::ClockTime = gst::ClockTime::from_mseconds(50);
+
+/// The ending of a file's name, in small letters.
+pub fn ending(path: &Path) -> String {
+    let ending = path.extension().unwrap_or_default();
+    ending.to_string_lossy().to_lowercase()
+}
+
+/// Whether files with this ending can be written.
+pub fn is_writable(ending: &str) -> bool {
+    ENCODERS.iter().any(|(known, ..)| *known == ending)
+}
+
+/// The endings of pictures that can be written.
+pub fn writable() -> String {
+    ENCODERS.map(|(ending, ..)| ending).join(", ")
+}
+
+/// The encoder for files with this ending; its absence is an error.
+pub fn check_encoder(ending: &str) -> Result<(), Failure> {
+    encoder(ending).map(|_| ())
+}
+
+/// The pictures in `folder`, sorted by name, and how many other files there are.
+pub fn list(folder: &Path) -> Result<(Vec<PathBuf>, usize), Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::new(format!("{} cannot be read: {error}", folder.display()))
+    };
+    let (mut found, mut others) = (Vec::new(), 0);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !path.is_file() || hidden {
+            continue;
+        }
+        match PICTURES.contains(&ending(&path).as_str()) {
+            true => found.push(path),
+            false => others += 1,
+        }
+    }
+    found.sort();
+    Ok((found, others))
+}
+
+/// The picture in the file at `path` (the first one, if there are several) with its caps, as one of `formats`.
+pub fn decode(path: &Path, formats: &gst::Caps) -> Result<gst::Sample, Failure> {
+    let named = |failure: Failure| {
+        let detail = failure.detail().map(str::to_owned);
+        Failure::new(format!("{}: {failure}", path.display())).with_detail(detail)
+    };
+    // GStreamer would say this in more words.
+    std::fs::File::open(path)
+        .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))?;
+    let source = make("filesrc")?;
+    source.set_property("location", path);
+    let decoder = make("decodebin")?;
+    let converter = make("videoconvert")?;
+    // Cameras note which way is up instead of turning the picture.
+    let turn = make("videoflip")?;
+    turn.set_property_from_str("video-direction", "auto");
+    let sink = gst_app::AppSink::builder()
+        .caps(formats)
+        .sync(false)
+        .max_buffers(1)
+        .build();
+    let pipeline = Running::new(&[&source, &decoder, &converter, &turn, sink.upcast_ref()])?;
+    link(&[&source, &decoder])?;
+    link(&[&converter, &turn, sink.upcast_ref()])?;
+    decoder.connect_pad_added(move |_, pad| {
+        // Anything but pictures has no place to go, nor has a second stream of them.
+        if let Some(sink) = converter
+            .static_pad("sink")
+            .filter(|sink| !sink.is_linked())
+        {
+            let _ = pad.link(&sink);
+        }
+    });
+    pipeline.play().map_err(named)?;
+    loop {
+        if let Some(sample) = sink.try_pull_sample(PAUSE) {
+            return Ok(sample);
+        }
+        pipeline.check().map_err(named)?;
+        if sink.is_eos() {
+            return Err(named(Failure::new("holds no picture")));
+        }
+    }
+}
+
+/// The bytes of a file with this ending that holds the picture in `sample`.
+pub fn encode(sample: &gst::Sample, ending: &str) -> Result<Vec<u8>, Failure> {
+    let (Some(buffer), Some(caps)) = (sample.buffer_owned(), sample.caps()) else {
+        return Err(Failure::new("the element gave a frame without a picture"));
+    };
+    let mut caps = caps.to_owned();
+    if let Some(structure) = caps.make_mut().structure_mut(0) {
+        // Not every encoder takes the frame rate of stills, 0.
+        structure.set("framerate", gst::Fraction::new(1, 1));
+    }
+    let source = gst_app::AppSrc::builder()
+        .caps(&caps)
+        .format(gst::Format::Time)
+        .build();
+    let converter = make("videoconvert")?;
+    let encoder = encoder(ending)?;
+    let sink = gst_app::AppSink::builder().sync(false).build();
+    let parts = [source.upcast_ref(), &converter, &encoder, sink.upcast_ref()];
+    let pipeline = Running::new(&parts)?;
+    link(&parts)?;
+    pipeline.play()?;
+    let refused = |flow| Failure::new(format!("the picture was not encoded ({flow:?})"));
+    source.push_buffer(buffer).map_err(refused)?;
+    source.end_of_stream().map_err(refused)?;
+    let mut bytes = Vec::new();
+    loop {
+        if let Some(sample) = sink.try_pull_sample(PAUSE) {
+            let part = sample.buffer().and_then(|b| b.map_readable().ok());
+            bytes.extend_from_slice(part.as_deref().unwrap_or_default());
+            continue;
+        }
+        pipeline.check()?;
+        if sink.is_eos() {
+            return match bytes.is_empty() {
+                false => Ok(bytes),
+                true => Err(Failure::new(format!("no {ending} came out of its encoder"))),
+            };
+        }
+    }
+}
+
+fn encoder(ending: &str) -> Result<gst::Element, Failure> {
+    let known = ENCODERS.iter().find(|(known, ..)| *known == ending);
+    let (_, name, setting) = known.ok_or_else(|| {
+        Failure::usage(format!(
+            "{ending:?} is not a kind of picture that is written, expected a file that ends in one of {}",
+            writable()
+        ))
+    })?;
+    let encoder = make(name)?;
+    if let Some((property, value)) = setting {
+        encoder.set_property_from_str(property, value);
+    }
+    Ok(encoder)
+}
+
+fn make(name: &str) -> Result<gst::Element, Failure> {
+    gst::ElementFactory::make(name).build().map_err(|_| {
+        Failure::new(format!(
+            "GStreamer's element {name} is missing; on Debian and Ubuntu it comes with: apt install {}",
+            package(name)
+        ))
+    })
+}
+
+/// The Debian package with an element, or a decoder for a media type.
+fn package(name: &str) -> &'static str {
+    match name {
+        "filesrc" => "libgstreamer1.0-0",
+        "decodebin" | "videoconvert" => "gstreamer1.0-plugins-base",
+        "pngenc" | "jpegenc" | "videoflip" | "image/png" | "image/jpeg" => {
+            "gstreamer1.0-plugins-good"
+        }
+        "webpenc" | "image/webp" => "gstreamer1.0-plugins-bad",
+        _ => "gstreamer1.0-libav",
+    }
+}
+
+fn link(parts: &[&gst::Element]) -> Result<(), Failure> {
+    gst::Element::link_many(parts).map_err(|error| Failure::new(error.message.to_string()))
+}
+
+/// A pipeline that stops when dropped.
+struct Running(gst::Pipeline, gst::Bus);
+
+impl Running {
+    fn new(parts: &[&gst::Element]) -> Result<Self, Failure> {
+        let pipeline = gst::Pipeline::new();
+        let failed = |error: gst::glib::BoolError| Failure::new(error.message.to_string());
+        pipeline.add_many(parts).map_err(failed)?;
+        let bus = pipeline
+            .bus()
+            .ok_or_else(|| Failure::new("a pipeline has no bus"))?;
+        Ok(Self(pipeline, bus))
+    }
+
+    fn play(&self) -> Result<(), Failure> {
+        self.0
+            .set_state(gst::State::Playing)
+            .map(|_| ())
+            .or_else(|_| {
+                self.check()?;
+                Err(Failure::new("GStreamer's pipeline does not start"))
+            })
+    }
+
+    /// The error that was posted, if one was.
+    fn check(&self) -> Result<(), Failure> {
+        use gst::MessageType;
+        let mut missing = None;
+        while let Some(message) = self
+            .1
+            .pop_filtered(&[MessageType::Error, MessageType::Element])
+        {
+            match message.view() {
+                gst::MessageView::Error(error) => {
+                    return Err(missing.unwrap_or_else(|| Failure::from_message(error)));
+                }
+                gst::MessageView::Element(element) => {
+                    missing = element.structure().and_then(missing_plugin).or(missing);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.set_state(gst::State::Null);
+    }
+}
+
+/// The failure that GStreamer's message about a missing plugin comes to.
+fn missing_plugin(structure: &gst::StructureRef) -> Option<Failure> {
+    if structure.name() != "missing-plugin" {
+        return None;
+    }
+    let what = structure.get::<&str>("name").unwrap_or("a decoder");
+    let kind = structure
+        .get::<gst::Caps>("detail")
+        .ok()
+        .and_then(|caps| caps.structure(0).map(|s| s.name().to_string()))
+        .or_else(|| structure.get::<String>("detail").ok())
+        .unwrap_or_default();
+    Some(Failure::new(format!(
+        "GStreamer has no {what}; on Debian and Ubuntu it comes with: apt install {}",
+        package(&kind)
+    )))
+}

@@ -1,0 +1,118 @@
+//! Tiny models of every supported architecture, as our exporter and as Optimum write them, against frames made with
+//! diffusers in Python (tools/reference/architectures.py).
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::*;
+use serde_json::Value;
+
+/// Settings of a case that are properties of the element.
+const PROPERTIES: [&str; 12] = [
+    "prompt",
+    "negative-prompt",
+    "t-index-list",
+    "num-inference-steps",
+    "guidance-scale",
+    "cfg-type",
+    "delta",
+    "seed",
+    "add-noise",
+    "mode",
+    "scheduler",
+    "eta",
+];
+
+fn frames(path: &Path) -> Vec<Vec<u8>> {
+    let file = fs::read(path).unwrap();
+    let array = npyz::NpyFile::new(&file[..]).unwrap();
+    let size: u64 = array.shape()[1..].iter().product();
+    let data: Vec<u8> = array.into_vec().unwrap();
+    data.chunks(size as usize).map(<[u8]>::to_vec).collect()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
+/// Runs the cases of `model` with the folder `folder`.
+fn agrees(model: &str, folder: &str, expected_cases: usize) {
+    let models = data("models");
+    let cases = fs::read(models.join("cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
+    let cases: Vec<_> = cases.iter().filter(|case| case["model"] == model).collect();
+    assert_eq!(cases.len(), expected_cases);
+    for case in cases {
+        let name = text(&case["name"]);
+        let model = models.join(folder).display().to_string();
+        let settings: Vec<(&str, String)> = PROPERTIES
+            .iter()
+            .map(|property| (*property, text(&case[*property])))
+            .chain([("model", model)])
+            .collect();
+        let settings: Vec<_> = settings.iter().map(|(k, v)| (*k, &v[..])).collect();
+        let side = |key: &str| case[key].as_u64().unwrap() as u32;
+        let rig = Rig::playing(&settings, &caps("RGB", side("width"), side("height")));
+        let input = frames(&models.join(format!("{}.in.npy", text(&case["input"]))));
+        let count = side("frames") as usize;
+        for (k, picture) in input.iter().take(count).enumerate() {
+            rig.push(buffer(picture.clone(), k as u64));
+        }
+        rig.end();
+        let (out, caps) = (rig.frames(), rig.output_caps());
+        let expected = frames(&models.join(format!("{name}.out.npy")));
+        assert_eq!((out.len(), expected.len()), (count, count), "{folder}: {name}");
+        for (k, (found, expected)) in out.iter().zip(&expected).enumerate() {
+            let what = format!("{folder}: {name}, frame {k}");
+            same(&pixels(found, &caps), expected, &what);
+        }
+        assert!(rig.errors().is_empty());
+        // All of them have cross-attention, so there is something to compute ahead.
+        let stats = rig.element.property::<gst::Structure>("stats");
+        let ahead: String = stats.get("precomputed").unwrap();
+        assert!(ahead.contains("tensors kept"), "{folder}: {ahead}");
+    }
+}
+
+#[test]
+fn stable_diffusion_1() {
+    agrees("sd1", "sd1", 14);
+}
+
+#[test]
+fn stable_diffusion_1_by_optimum() {
+    agrees("sd1", "optimum-sd1", 14);
+}
+
+/// v-prediction, a schedule with no signal at its end, a KL autoencoder.
+#[test]
+fn stable_diffusion_2() {
+    agrees("sd2", "sd2", 9);
+}
+
+#[test]
+fn stable_diffusion_xl() {
+    agrees("sdxl", "sdxl", 12);
+}
+
+#[test]
+fn stable_diffusion_xl_by_optimum() {
+    agrees("sdxl", "optimum-sdxl", 12);
+}
+
+/// A U-Net that was distilled to imitate guidance, and is told its scale.
+#[test]
+fn latent_consistency_model() {
+    agrees("lcm", "lcm", 7);
+}
+
+#[test]
+fn latent_consistency_model_by_optimum() {
+    agrees("lcm", "optimum-lcm", 7);
+}
