@@ -403,7 +403,10 @@ fn report(args: &Args, results: &[Value], measured: &[Vec<Round>]) -> String {
             "size",
             format!("{}x{}", result["size"][0], result["size"][1]),
         );
-        row("loading", format!("{:.0} ms", number(&result["load_ms"])));
+        // Lanes of one model share it, so only the first loads it.
+        if number(&result["load_ms"]) >= 1.0 {
+            row("loading", format!("{:.0} ms", number(&result["load_ms"])));
+        }
         row(
             "first frame",
             format!(

@@ -18,6 +18,9 @@ const ENCODERS: [(&str, &str, Option<(&str, &str)>); 5] = [
     ("bmp", "avenc_bmp", None),
 ];
 
+/// The most bytes of a picture's file.
+const FILE_LIMIT: u64 = 1 << 29;
+
 /// How long GStreamer may take to say something before it is asked whether something went wrong.
 const PAUSE: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
@@ -71,11 +74,11 @@ pub fn decode(path: &Path, formats: &gst::Caps) -> Result<gst::Sample, Failure> 
         let detail = failure.detail().map(str::to_owned);
         Failure::new(format!("{}: {failure}", path.display())).with_detail(detail)
     };
-    // GStreamer would say this in more words.
-    std::fs::File::open(path)
-        .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))?;
-    let source = make("filesrc")?;
-    source.set_property("location", path);
+    // Some decoders want a picture in one piece, which filesrc does not give.
+    let file = read(path)?;
+    let source = gst_app::AppSrc::builder()
+        .format(gst::Format::Bytes)
+        .build();
     let decoder = make("decodebin")?;
     let converter = make("videoconvert")?;
     // Cameras note which way is up instead of turning the picture.
@@ -86,8 +89,14 @@ pub fn decode(path: &Path, formats: &gst::Caps) -> Result<gst::Sample, Failure> 
         .sync(false)
         .max_buffers(1)
         .build();
-    let pipeline = Running::new(&[&source, &decoder, &converter, &turn, sink.upcast_ref()])?;
-    link(&[&source, &decoder])?;
+    let pipeline = Running::new(&[
+        source.upcast_ref(),
+        &decoder,
+        &converter,
+        &turn,
+        sink.upcast_ref(),
+    ])?;
+    link(&[source.upcast_ref(), &decoder])?;
     link(&[&converter, &turn, sink.upcast_ref()])?;
     decoder.connect_pad_added(move |_, pad| {
         // Anything but pictures has no place to go, nor has a second stream of them.
@@ -98,7 +107,14 @@ pub fn decode(path: &Path, formats: &gst::Caps) -> Result<gst::Sample, Failure> 
             let _ = pad.link(&sink);
         }
     });
+    // Reads the note, but GStreamer 1.22 does not choose it by itself.
+    if let Some(parser) = gst::ElementFactory::find("jpegparse") {
+        parser.set_rank(gst::Rank::PRIMARY + 1);
+    }
     pipeline.play().map_err(named)?;
+    // Refused only where decoding has failed already, which the bus tells.
+    let _ = source.push_buffer(gst::Buffer::from_slice(file));
+    let _ = source.end_of_stream();
     loop {
         if let Some(sample) = sink.try_pull_sample(PAUSE) {
             return Ok(sample);
@@ -107,6 +123,25 @@ pub fn decode(path: &Path, formats: &gst::Caps) -> Result<gst::Sample, Failure> 
         if sink.is_eos() {
             return Err(named(Failure::new("holds no picture")));
         }
+    }
+}
+
+/// The bytes of a file that may be a picture.
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) if bytes.len() as u64 > FILE_LIMIT => Err(Failure::new(format!(
+            "{} is larger than the {FILE_LIMIT} bytes expected of a picture at most",
+            path.display()
+        ))),
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(Failure::new(format!(
+            "{} cannot be read: {error}",
+            path.display()
+        ))),
     }
 }
 
@@ -178,7 +213,6 @@ fn make(name: &str) -> Result<gst::Element, Failure> {
 /// The Debian package with an element, or a decoder for a media type.
 fn package(name: &str) -> &'static str {
     match name {
-        "filesrc" => "libgstreamer1.0-0",
         "decodebin" | "videoconvert" => "gstreamer1.0-plugins-base",
         "pngenc" | "jpegenc" | "videoflip" | "image/png" | "image/jpeg" => {
             "gstreamer1.0-plugins-good"

@@ -35,7 +35,19 @@ impl Player {
         }
         let (sender, samples) = channel();
         let src = gst::Pad::builder(gst::PadDirection::Src).build();
-        let sink = gst::Pad::builder(gst::PadDirection::Sink)
+        // RGB, which the model gives: every other format would lose something before an encoder asks for it. A pad
+        // without a template would take no other caps than those of the first picture.
+        let takes = gst::Caps::builder("video/x-raw")
+            .field("format", "RGB")
+            .build();
+        let template = gst::PadTemplate::new(
+            "sink",
+            gst::PadDirection::Sink,
+            gst::PadPresence::Always,
+            &takes,
+        )
+        .map_err(|error| Failure::new(error.message.to_string()))?;
+        let sink = gst::Pad::builder_from_template(&template)
             .chain_function(move |pad, _, buffer| {
                 let caps = pad.current_caps();
                 let mut sample = gst::Sample::builder().buffer(&buffer);
