@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Runs cargo for meson.build: builds the plugin, or runs its tests."""
+"""Runs cargo for meson.build: builds the plugin and its program, or runs the tests."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 LIBRARY = "libgststreamdiffusion.so"
+PROGRAM = "streamdiffusion"
 
 
 def write_depfile(cargo_depfile: Path, depfile: Path, output: str) -> None:
@@ -20,12 +21,14 @@ def write_depfile(cargo_depfile: Path, depfile: Path, output: str) -> None:
 
 
 def build(args: argparse.Namespace) -> None:
-    command = ["cargo", "build", "--release", "--lib"]
+    command = ["cargo", "build", "--release", "--lib", "--bin", PROGRAM]
     subprocess.run([*command, *args.cargo_options], cwd=args.source, check=True)
     built = args.target / "release"
-    shutil.copy2(built / LIBRARY, args.output)
-    cargo_depfile = (built / LIBRARY).with_suffix(".d")
-    write_depfile(cargo_depfile, args.depfile, os.path.relpath(args.output))
+    library, program = args.output
+    shutil.copy2(built / LIBRARY, library)
+    shutil.copy2(built / PROGRAM, program)
+    # Cargo's for the program lists the library's sources too.
+    write_depfile((built / PROGRAM).with_suffix(".d"), args.depfile, os.path.relpath(library))
 
 
 def test(args: argparse.Namespace) -> None:
@@ -42,7 +45,7 @@ def main() -> int:
     parser.add_argument("command", choices=["build", "test"])
     parser.add_argument("--source", type=Path, required=True, help="where Cargo.toml is")
     parser.add_argument("--target", type=Path, required=True, help="cargo's target folder")
-    parser.add_argument("--output", type=Path, help="where to put the plugin")
+    parser.add_argument("--output", type=Path, nargs=2, help="where to put the plugin and the program")
     parser.add_argument("--depfile", type=Path, help="where to write what it depends on")
     args = parser.parse_args()
     args.cargo_options = ["--locked", "--target-dir", str(args.target)]

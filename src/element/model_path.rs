@@ -32,8 +32,8 @@ fn candidates() -> Vec<PathBuf> {
     }
     if let Some(plugin) = crate::location::object().as_deref().and_then(Path::parent) {
         folders.push(plugin.join("models/demo"));
-        // PREFIX/lib/gstreamer-1.0 or PREFIX/lib/TRIPLET/gstreamer-1.0.
-        for prefix in plugin.ancestors().skip(2).take(2) {
+        // PREFIX/lib/gstreamer-1.0 or PREFIX/lib/TRIPLET/gstreamer-1.0; PREFIX/bin for the program.
+        for prefix in plugin.ancestors().skip(1).take(3) {
             folders.push(prefix.join("share/gst-plugin-streamdiffusion/models/demo"));
         }
     }

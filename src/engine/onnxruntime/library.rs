@@ -220,6 +220,19 @@ fn beside() -> Vec<PathBuf> {
         // there, which GStreamer may come upon first.
         add(folder.and_then(Path::parent));
     }
+    if let Some(prefix) = folder.filter(|f| f.ends_with("bin")).and_then(Path::parent) {
+        // The program that is installed with the plugin, which is in PREFIX/lib/gstreamer-1.0, PREFIX/lib64/gstreamer-1.0
+        // or PREFIX/lib/TRIPLET/gstreamer-1.0.
+        let lib = prefix.join("lib");
+        let triplets = std::fs::read_dir(&lib).into_iter().flatten().flatten();
+        let triplets = triplets.map(|entry| entry.path());
+        for libraries in [lib.clone(), prefix.join("lib64")].into_iter().chain(triplets) {
+            let plugins = libraries.join("gstreamer-1.0");
+            if plugins.is_dir() {
+                add(Some(&plugins));
+            }
+        }
+    }
     folders
 }
 
