@@ -98,7 +98,8 @@ impl Unet {
             live,
             feeds,
             latent_scale: folder.latent_scale(),
-            guidance_embedding: GUIDANCE_EMBEDDING,
+            guidance_embedding: (folder.manifest().unet.guidance_embedding)
+                .unwrap_or(GUIDANCE_EMBEDDING),
             file,
         })
     }
