@@ -88,8 +88,9 @@ def cases():
     add("sd1", "three-step-none-quiet", t_index_list=[22, 32, 45], add_noise=False)
     add("sd1", "few-inference-steps", t_index_list=[1, 3], num_inference_steps=4)
     add("sd1", "long-prompt", prompt=LONG, cfg_type="full", guidance_scale=1.5)
-    add("sd1", "tcd-text-only", mode="txt2img", scheduler="tcd", t_index_list=[0, 25], eta=0.6)
+    add("sd1", "tcd-text-only", mode="txt2img", scheduler="tcd", t_index_list=[16, 32, 45], eta=0.6)
     add("sd1", "tcd-two-step-full", scheduler="tcd", cfg_type="full", guidance_scale=1.5, eta=0.0)
+    add("sd1", "tcd-two-step-self", scheduler="tcd", cfg_type="self", guidance_scale=1.3, delta=0.8)
     add("sd2", "two-step-initialize", frames=3, cfg_type="initialize", guidance_scale=1.3, delta=0.8)
     add("sd2", "two-step-none-exclaimed", prompt="a cat! wow")
     add("sdxl", "two-step-initialize-wide", cfg_type="initialize", guidance_scale=1.3, delta=0.8, width=96)
@@ -162,6 +163,32 @@ class Later:
         return self.model.predict(x, t + 300, text)
 
 
+def alternatives(c):
+    """Cases that differ from `c` in one property that matters there."""
+    if c["guidance-scale"] > 1:
+        yield {"cfg-type": "none"}
+        yield {"guidance-scale": c["guidance-scale"] + 0.2}
+        if c["cfg-type"] != "full":
+            yield {"delta": c["delta"] + 0.2}
+        if c["cfg-type"] != "self":
+            yield {"negative-prompt": "a red house"}
+    if c["scheduler"] == "tcd":
+        yield {"scheduler": "lcm"}
+        yield {"eta": c["eta"] + 0.2}
+    elif len(c["t-index-list"]) > 1:
+        yield {"add-noise": not c["add-noise"]}
+    yield {"prompt": c["prompt"] + " now"}
+    yield {"seed": c["seed"] + 1}
+
+
+def telling(model, c, pictures, out):
+    """Asserts that the case would notice if one of its properties were not heeded."""
+    for change in alternatives(c):
+        other = frame_by_frame.run(model, c | change, pictures[:1])
+        difference = int(np.abs(other.astype(int) - out[:1].astype(int)).max())
+        assert difference >= 4, f"{c['name']} with {change} differs by {difference} levels only"
+
+
 def export(work, python, only):
     """The ONNX folders, ours and Optimum's, of the diffusers folders in `work`."""
     for name in only:
@@ -198,6 +225,7 @@ def frames(pipes, check, folders):
     for c in chosen:
         pictures = files[f"{c['input']}.in.npy"][: c["frames"]]
         out = files[f"{c['name']}.out.npy"] = frame_by_frame.run(models[c["model"]], c, pictures)
+        telling(models[c["model"]], c, pictures, out)
         differences = []
         for folder in onnx[c["model"]]:
             found = frame_by_frame.run(folder, c, pictures)
