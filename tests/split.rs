@@ -23,9 +23,6 @@ const FOLDER_OF_EXTERNAL_DATA: &str = "session.model_external_initializers_file_
 const ROWS: usize = 3;
 const TIMESTEPS: [f64; ROWS] = [801.0, 401.0, 1.0];
 
-/// The largest difference allowed, as a share of the largest value: a few units in the last place of an f32.
-const TOLERANCE: f64 = 1e-6;
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -398,12 +395,19 @@ struct Expected {
 /// Checks the graph at `path` whole and split. Differences are allowed for where a product of matrices adds up in another
 /// order, since a matrix of one row is multiplied by other code than one of several.
 fn check(name: &str, path: &Path, timesteps: [f64; ROWS], expected: &Expected) {
-    let found = compare(name, path, &[8, 16], timesteps);
+    let found = compare(name, path, &[8, 16], timesteps, 1e-6);
     assert_eq!(found, *expected);
 }
 
-/// Compares them at these sizes, and gives what is found of the split.
-fn compare(name: &str, path: &Path, sizes: &[usize], timesteps: [f64; ROWS]) -> Expected {
+/// Compares them at these sizes, and gives what is found of the split. `tolerance` is the largest difference allowed, as a
+/// share of the largest value.
+fn compare(
+    name: &str,
+    path: &Path,
+    sizes: &[usize],
+    timesteps: [f64; ROWS],
+    tolerance: f64,
+) -> Expected {
     let mut halves = Halves::open(name, path);
     let boundary = halves.split.boundary();
     let timed = |b: &&Boundary| b.from.iter().any(|f| f == "timestep");
@@ -455,7 +459,7 @@ fn compare(name: &str, path: &Path, sizes: &[usize], timesteps: [f64; ROWS]) -> 
             worst = worst.max(difference(&split.part(i, ROWS), &whole));
         }
         println!("{name} at {size}: largest difference {worst:.1e}");
-        assert!(worst < TOLERANCE, "{worst:.1e}");
+        assert!(worst < tolerance, "{worst:.1e}");
     }
     found
 }
@@ -465,7 +469,8 @@ fn compare(name: &str, path: &Path, sizes: &[usize], timesteps: [f64; ROWS]) -> 
 #[ignore = "needs SPLIT_GRAPH, the path of a U-Net's graph"]
 fn a_graph_of_yours() {
     let path = PathBuf::from(std::env::var_os("SPLIT_GRAPH").expect("SPLIT_GRAPH is set"));
-    println!("{:#?}", compare("yours", &path, &[16], TIMESTEPS));
+    // Full-size models add up hundreds of times as many numbers as the small ones here.
+    println!("{:#?}", compare("yours", &path, &[16], TIMESTEPS, 1e-5));
 }
 
 #[test]
