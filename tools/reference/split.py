@@ -248,6 +248,8 @@ def make():
     save(dynamo, DATA / "dynamo.onnx")
     # What is below this size stays in the file, as exporters have it.
     external = dict(save_as_external_data=True, location="model.onnx_data", size_threshold=256)
+    # The writer would append to what is there.
+    (DATA / "external/model.onnx_data").unlink(missing_ok=True)
     save(dynamo, DATA / "external/model.onnx", **external)
     script = export_script(unet())
     save(script, DATA / "script.onnx")
