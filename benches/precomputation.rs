@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::engine::onnxruntime::OnnxModel;
-use gststreamdiffusion::engine::{Denoise, Model, TextUse};
+use gststreamdiffusion::engine::{Denoise, Model};
 use gststreamdiffusion::error::Result;
 use gststreamdiffusion::model::ModelFolder;
 use gststreamdiffusion::stream::noise::TorchGenerator;
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     println!("{}, {width}x{height}, {rows} rows", folder.name());
     println!("computed ahead: {}", split.precomputed());
     let prepare = |model: &OnnxModel| {
-        let text = model.encode_text("a neon cat", TextUse::Prompt, 1)?;
+        let text = model.encode_text(Some("a neon cat"), 1)?;
         let start = Instant::now();
         let contexts = model.precompute(&timesteps, &text, (shape[2], shape[3]))?;
         Ok((contexts, start.elapsed()))

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::settings::Prompts;
-use crate::engine::{Model, Text, TextUse};
+use crate::engine::{Model, Text};
 use crate::error::{Error, Result};
 use crate::stream::Conditioning;
 
@@ -145,10 +145,11 @@ fn encode_all<X>(shared: &Shared<X>, model: &dyn Model<Tensor = X>) {
         let result = (|| {
             // Rows of one call must be of one length.
             let chunks = model.chunks(&prompts.prompt)?;
-            let chunks = chunks.max(model.chunks(&prompts.negative)?);
+            let negative = prompts.negative.as_deref();
+            let chunks = chunks.max(model.chunks(negative.unwrap_or_default())?);
             Ok(Conditioning {
-                prompt: cache.encode(&prompts.prompt, TextUse::Prompt, chunks)?,
-                negative: cache.encode(&prompts.negative, TextUse::Negative, chunks)?,
+                prompt: cache.encode(Some(&prompts.prompt), chunks)?,
+                negative: cache.encode(negative, chunks)?,
             })
         })();
         let mut state = shared.state.lock();
@@ -158,8 +159,8 @@ fn encode_all<X>(shared: &Shared<X>, model: &dyn Model<Tensor = X>) {
     }
 }
 
-/// What an encoded text was made from.
-type Key = (String, TextUse, usize);
+/// What an encoded text was made from: the text, if any, and the number of chunks.
+type Key = (Option<String>, usize);
 
 /// The texts used last, encoded, the newest at the back.
 struct Cache<'a, X> {
@@ -168,12 +169,12 @@ struct Cache<'a, X> {
 }
 
 impl<X> Cache<'_, X> {
-    fn encode(&mut self, text: &str, used_as: TextUse, chunks: usize) -> Result<Arc<Text<X>>> {
-        let key = (text.to_owned(), used_as, chunks);
+    fn encode(&mut self, text: Option<&str>, chunks: usize) -> Result<Arc<Text<X>>> {
+        let key = (text.map(str::to_owned), chunks);
         let known = self.entries.iter().position(|(known, _)| *known == key);
         let encoded = match known.and_then(|index| self.entries.remove(index)) {
             Some((_, encoded)) => encoded,
-            None => Arc::new(self.model.encode_text(text, used_as, chunks)?),
+            None => Arc::new(self.model.encode_text(text, chunks)?),
         };
         if self.entries.len() == CACHED {
             self.entries.pop_front();

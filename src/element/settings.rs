@@ -97,7 +97,8 @@ impl Default for Settings {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Prompts {
     pub prompt: String,
-    pub negative: String,
+    /// `None` where neither the user nor the model folder says one.
+    pub negative: Option<String>,
 }
 
 impl Settings {
@@ -147,13 +148,10 @@ impl Settings {
     /// The prompts in force.
     pub fn prompts(&self, manifest: &Manifest) -> Prompts {
         let pick = |set: &Option<String>, from_model: &Option<String>| {
-            set.as_ref()
-                .or(from_model.as_ref())
-                .cloned()
-                .unwrap_or_default()
+            set.as_ref().or(from_model.as_ref()).cloned()
         };
         Prompts {
-            prompt: pick(&self.prompt, &manifest.defaults.prompt),
+            prompt: pick(&self.prompt, &manifest.defaults.prompt).unwrap_or_default(),
             negative: pick(&self.negative_prompt, &manifest.defaults.negative_prompt),
         }
     }

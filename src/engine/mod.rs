@@ -7,15 +7,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-/// What a text is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TextUse {
-    /// It says what to draw.
-    Prompt,
-    /// It says what to avoid. Some models take nothing at all, rather than the empty text, for "nothing to avoid".
-    Negative,
-}
-
 /// An encoded text.
 #[derive(Debug, Clone)]
 pub struct Text<T> {
@@ -104,10 +95,10 @@ pub trait Model: Send + Sync {
     /// How many chunks of the text encoder's length `text` takes, at least one.
     fn chunks(&self, text: &str) -> Result<usize>;
 
-    /// `text` encoded in `chunks` chunks: filled up with empty ones, cut where it takes more. Weights in brackets are
-    /// obeyed (see [`Prompt`](crate::model::Prompt)).
-    fn encode_text(&self, text: &str, used_as: TextUse, chunks: usize)
-    -> Result<Text<Self::Tensor>>;
+    /// `text` encoded in `chunks` chunks: filled up with empty ones, cut where it takes more. It may have the
+    /// [syntax of prompts](crate::model::prompt). `None` is no text: embeddings of zeros if the model was trained with
+    /// those, else the empty text's.
+    fn encode_text(&self, text: Option<&str>, chunks: usize) -> Result<Text<Self::Tensor>>;
 
     /// What rows with `text` need at each of `timesteps` (in the scheduler's training steps, 0…999), for latents of
     /// `size` (height, width).

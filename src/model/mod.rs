@@ -244,7 +244,7 @@ impl ModelFolder {
         self.gives_posterior && self.manifest.vae.posterior == Posterior::Sample
     }
 
-    /// Whether the model was trained with embeddings of zeros, not of the empty text, where there is nothing to avoid.
+    /// Whether the model was trained with embeddings of zeros, not of the empty text, where there is no text.
     pub fn zero_negative(&self) -> bool {
         self.zero_negative
     }

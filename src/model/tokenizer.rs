@@ -112,7 +112,7 @@ impl Tokenizer {
                     "expected tokenizer.json, or vocab.json and merges.txt, found neither",
                 ));
             }
-            let bytes = clip(&vocab, &folder.join("merges.txt"), &start, &end)?;
+            let bytes = clip(&vocab, &folder.join("merges.txt"), [&start, &end, &pad])?;
             (vocab, bytes)
         };
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(|e| {
@@ -336,7 +336,7 @@ fn guarded<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<
 }
 
 /// A `tokenizer.json` of CLIP's kind from its two older files.
-fn clip(vocab_path: &Path, merges_path: &Path, start: &str, end: &str) -> Result<Vec<u8>> {
+fn clip(vocab_path: &Path, merges_path: &Path, special: [&str; 3]) -> Result<Vec<u8>> {
     let vocab: Value = read::json(vocab_path, read::VOCABULARY_LIMIT)?;
     let merges = read::text(merges_path, read::VOCABULARY_LIMIT)?;
     let merges: Vec<&str> = merges
@@ -352,7 +352,8 @@ fn clip(vocab_path: &Path, merges_path: &Path, start: &str, end: &str) -> Result
         ));
     }
     let mut added = Vec::new();
-    for token in [start, end] {
+    // The padding token too: a "!" in a text is Stable Diffusion 2's padding, as its own tokenizer has it.
+    for token in special {
         let id = vocab.get(token).and_then(Value::as_u64).ok_or_else(|| {
             Error::invalid(vocab_path, format!("expected the token {token:?} in it"))
         })?;
@@ -374,7 +375,7 @@ fn clip(vocab_path: &Path, merges_path: &Path, start: &str, end: &str) -> Result
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
         ]},
         "model": {
-            "type": "BPE", "unk_token": end, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>",
+            "type": "BPE", "unk_token": special[1], "continuing_subword_prefix": "", "end_of_word_suffix": "</w>",
             "fuse_unk": false, "vocab": vocab, "merges": merges,
         },
     });

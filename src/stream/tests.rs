@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::device::{Host, HostTensor};
-use crate::engine::{Context, Limits, TextUse};
+use crate::engine::{Context, Limits};
 
 /// One latent value per frame: the picture's first channel. The U-Net is `0.5·x + text − 0.0005·t`.
 #[derive(Default)]
@@ -53,7 +53,7 @@ impl Model for Scalar {
         Ok(1)
     }
 
-    fn encode_text(&self, _: &str, _: TextUse, _: usize) -> Result<Text<HostTensor>> {
+    fn encode_text(&self, _: Option<&str>, _: usize) -> Result<Text<HostTensor>> {
         Ok(text(PROMPT))
     }
 

@@ -5,7 +5,7 @@ use super::session::{Session, Values};
 use super::text::Texts;
 use super::unet::{Unet, expect};
 use crate::device::HostTensor;
-use crate::engine::{Context, Denoise, Limits, Model, Text, TextUse};
+use crate::engine::{Context, Denoise, Limits, Model, Text};
 use crate::error::Result;
 use crate::model::{ComponentFile, ModelFolder};
 
@@ -75,8 +75,8 @@ impl Model for OnnxModel {
         self.texts.chunks(text)
     }
 
-    fn encode_text(&self, text: &str, used_as: TextUse, chunks: usize) -> Result<Text<HostTensor>> {
-        self.texts.encode(text, used_as, chunks)
+    fn encode_text(&self, text: Option<&str>, chunks: usize) -> Result<Text<HostTensor>> {
+        self.texts.encode(text, chunks)
     }
 
     fn precompute(

@@ -12,7 +12,7 @@ use ort::value::{
     DynValue, Outlet, PrimitiveTensorElementType, Tensor, TensorElementType, TensorRef, ValueType,
 };
 
-use super::library;
+use super::library::{self, Runtime};
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
 use crate::model::{Component, ComponentFile, Dtype, Port};
@@ -44,8 +44,9 @@ pub(super) struct Session {
 impl Session {
     /// Loads the graph of a component and its weights.
     pub fn open(file: &ComponentFile) -> Result<Self> {
-        let failed = |e: &dyn std::fmt::Display| not_ready(file, e);
-        let inner = builder()
+        let runtime = library::runtime()?;
+        let failed = |e: &dyn std::fmt::Display| not_ready(file, runtime, e);
+        let inner = builder(runtime)
             .and_then(|mut builder| builder.commit_from_file(&file.path))
             .map_err(|e| failed(&e))?;
         // Two parsers have read the graph now; they must have seen the same one.
@@ -76,10 +77,11 @@ impl Session {
         inputs: &[&str],
         outputs: &[&str],
     ) -> Result<Self> {
-        let failed = |e: &dyn std::fmt::Display| not_ready(file, e);
+        let runtime = library::runtime()?;
+        let failed = |e: &dyn std::fmt::Display| not_ready(file, runtime, e);
         let folder = file.path.parent().unwrap_or(Path::new(""));
         let folder = folder.to_string_lossy();
-        let inner = builder()
+        let inner = builder(runtime)
             .and_then(|builder| Ok(builder.with_config_entry(EXTERNAL_DATA_FOLDER, &*folder)?))
             .and_then(|mut builder| builder.commit_from_memory(bytes))
             .map_err(|e| failed(&e))?;
@@ -101,11 +103,11 @@ impl Session {
         })
     }
 
-    /// Whether the external data of a graph in memory is found: ONNX Runtime 1.19 learnt it.
+    /// Whether the external data of a graph in memory is found: ONNX Runtime 1.21 learnt it.
     pub fn finds_external_data() -> Result<bool> {
         let mut parts = library::runtime()?.version.split('.').map(str::parse::<u32>);
         let mut part = || parts.next().and_then(|p| p.ok()).unwrap_or(0);
-        Ok((part(), part()) >= (1, 19))
+        Ok((part(), part()) >= (1, 21))
     }
 
     /// What its inputs are, in the order [`run`](Self::run) wants them.
@@ -166,8 +168,7 @@ impl Session {
 }
 
 /// A session with our options; its threads are the environment's.
-fn builder() -> ort::Result<SessionBuilder> {
-    let runtime = library::runtime().map_err(|e| ort::Error::new(e.to_string()))?;
+fn builder(runtime: &Runtime) -> ort::Result<SessionBuilder> {
     Ok(OrtSession::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_memory_pattern(true)?)
@@ -192,16 +193,14 @@ fn port(outlet: &Outlet) -> Option<Port> {
     })
 }
 
-fn not_ready(file: &ComponentFile, e: &dyn std::fmt::Display) -> Error {
-    let runtime = match library::runtime() {
-        Ok(runtime) => format!("{} ({})", runtime.version, runtime.path.display()),
-        Err(error) => return error,
-    };
+fn not_ready(file: &ComponentFile, runtime: &Runtime, e: &dyn std::fmt::Display) -> Error {
     Error::engine(
         file.component.folder(),
         format!(
-            "{} cannot be made ready by ONNX Runtime {runtime}: {e}",
-            file.path.display()
+            "{} cannot be made ready by ONNX Runtime {} ({}): {e}",
+            file.path.display(),
+            runtime.version,
+            runtime.path.display()
         ),
     )
 }

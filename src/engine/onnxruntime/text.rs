@@ -2,7 +2,7 @@
 
 use super::session::{Session, Values};
 use crate::device::HostTensor;
-use crate::engine::{Text, TextUse};
+use crate::engine::Text;
 use crate::error::Result;
 use crate::model::{Chunk, ComponentFile, ModelFolder, Role, TextEncoder, Tokenizer, weigh};
 
@@ -11,8 +11,8 @@ pub(super) struct Texts {
     encoders: Vec<Encoder>,
     /// The longest embedding that the U-Net takes, in chunks.
     most_chunks: usize,
-    /// Whether "nothing to avoid" is an embedding of zeros.
-    zero_negative: bool,
+    /// Whether no text is embeddings of zeros.
+    zeros_for_none: bool,
 }
 
 struct Encoder {
@@ -35,7 +35,7 @@ impl Texts {
         let fixed = folder.unet().input(Role::Text).and_then(|p| p.fixed(1));
         Ok(Self {
             most_chunks: fixed.map_or(usize::MAX, |l| l / encoders[0].tokenizer.length()),
-            zero_negative: folder.zero_negative(),
+            zeros_for_none: folder.zero_negative(),
             encoders: encoders.iter().map(encoder).collect::<Result<_>>()?,
         })
     }
@@ -46,12 +46,12 @@ impl Texts {
         Ok(chunks.len().min(self.most_chunks))
     }
 
-    /// `text` in `chunks` chunks.
-    pub fn encode(&self, text: &str, used_as: TextUse, chunks: usize) -> Result<Text<HostTensor>> {
+    /// `text` in `chunks` chunks; see [`Model::encode_text`](crate::engine::Model::encode_text).
+    pub fn encode(&self, text: Option<&str>, chunks: usize) -> Result<Text<HostTensor>> {
         let mut parts = Vec::new();
         let mut pooled = None;
         for encoder in &self.encoders {
-            let (embedding, of_first) = encoder.encode(text, chunks)?;
+            let (embedding, of_first) = encoder.encode(text.unwrap_or_default(), chunks)?;
             parts.push(embedding);
             pooled = of_first;
         }
@@ -59,7 +59,7 @@ impl Texts {
             embedding: side_by_side(parts),
             pooled,
         };
-        if self.zero_negative && used_as == TextUse::Negative && text.is_empty() {
+        if self.zeros_for_none && text.is_none() {
             encoded.embedding.data_mut().fill(0.0);
             if let Some(pooled) = &mut encoded.pooled {
                 pooled.data_mut().fill(0.0);

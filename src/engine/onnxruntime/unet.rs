@@ -337,7 +337,7 @@ fn in_parts(file: &ComponentFile) -> std::result::Result<Parts, String> {
     let split = Split::open(&file.path, sample, &file.output.name).map_err(said)?;
     let split = split.ok_or("all that costs time depends on the latent")?;
     if !file.graph.external_files.is_empty() && !Session::finds_external_data().map_err(said)? {
-        return Err("ONNX Runtime before 1.19 cannot read parts of a graph with external data".into());
+        return Err("ONNX Runtime before 1.21 cannot read parts of a graph with external data".into());
     }
     let inputs: Vec<&str> = split.slow_inputs().collect();
     let computed = split.boundary().iter().filter(|b| !b.is_input);
