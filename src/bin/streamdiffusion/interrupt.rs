@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 
 use crate::failure::Failure;
@@ -42,20 +42,15 @@ pub fn watch() -> Result<(), Failure> {
 /// Writes `content` to `path`: whole, or not at all.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
     let _guard = WRITING.lock();
-    let part = part(path);
-    let written = File::create(&part)
+    // In the same folder, so that it can be renamed; one name will do, as one file is written at a time.
+    let part = path.with_file_name(format!(".streamdiffusion-{}.part", std::process::id()));
+    // One that a killed process left behind.
+    let _ = std::fs::remove_file(&part);
+    let written = File::create_new(&part)
         .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&part, path));
     written.map_err(|error| {
         let _ = std::fs::remove_file(&part);
         Failure::new(format!("{} cannot be written: {error}", path.display()))
     })
-}
-
-/// The name under which a file is written before it gets its own, in the same folder.
-fn part(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.part", std::process::id()));
-    path.with_file_name(name)
 }

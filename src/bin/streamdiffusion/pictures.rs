@@ -9,14 +9,17 @@ use crate::failure::Failure;
 /// Endings of files that are taken for pictures in a folder.
 const PICTURES: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
 
-/// Who writes which files: ending, element, property and value for a quality that is hard to tell from the original.
-const ENCODERS: [(&str, &str, Option<(&str, &str)>); 5] = [
-    ("png", "pngenc", None),
-    ("jpg", "jpegenc", Some(("quality", "95"))),
-    ("jpeg", "jpegenc", Some(("quality", "95"))),
-    ("webp", "webpenc", Some(("quality", "95"))),
-    ("bmp", "avenc_bmp", None),
+/// Who writes which files: ending and element.
+const ENCODERS: [(&str, &str); 5] = [
+    ("png", "pngenc"),
+    ("jpg", "jpegenc"),
+    ("jpeg", "jpegenc"),
+    ("webp", "webpenc"),
+    ("bmp", "avenc_bmp"),
 ];
+
+/// Quality of encoders that have one: hard to tell from the original.
+const QUALITY: &str = "95";
 
 /// The most bytes of a picture's file.
 const FILE_LIMIT: u64 = 1 << 29;
@@ -32,12 +35,12 @@ pub fn ending(path: &Path) -> String {
 
 /// Whether files with this ending can be written.
 pub fn is_writable(ending: &str) -> bool {
-    ENCODERS.iter().any(|(known, ..)| *known == ending)
+    ENCODERS.iter().any(|(known, _)| *known == ending)
 }
 
 /// The endings of pictures that can be written.
 pub fn writable() -> String {
-    ENCODERS.map(|(ending, ..)| ending).join(", ")
+    ENCODERS.map(|(ending, _)| ending).join(", ")
 }
 
 /// The encoder for files with this ending; its absence is an error.
@@ -187,16 +190,16 @@ pub fn encode(sample: &gst::Sample, ending: &str) -> Result<Vec<u8>, Failure> {
 }
 
 fn encoder(ending: &str) -> Result<gst::Element, Failure> {
-    let known = ENCODERS.iter().find(|(known, ..)| *known == ending);
-    let (_, name, setting) = known.ok_or_else(|| {
+    let known = ENCODERS.iter().find(|(known, _)| *known == ending);
+    let (_, name) = known.ok_or_else(|| {
         Failure::usage(format!(
             "{ending:?} is not a kind of picture that is written, expected a file that ends in one of {}",
             writable()
         ))
     })?;
     let encoder = make(name)?;
-    if let Some((property, value)) = setting {
-        encoder.set_property_from_str(property, value);
+    if encoder.find_property("quality").is_some() {
+        encoder.set_property_from_str("quality", QUALITY);
     }
     Ok(encoder)
 }

@@ -226,7 +226,10 @@ fn beside() -> Vec<PathBuf> {
         let lib = prefix.join("lib");
         let triplets = std::fs::read_dir(&lib).into_iter().flatten().flatten();
         let triplets = triplets.map(|entry| entry.path());
-        for libraries in [lib.clone(), prefix.join("lib64")].into_iter().chain(triplets) {
+        for libraries in [lib.clone(), prefix.join("lib64")]
+            .into_iter()
+            .chain(triplets)
+        {
             let plugins = libraries.join("gstreamer-1.0");
             if plugins.is_dir() {
                 add(Some(&plugins));
