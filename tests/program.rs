@@ -541,6 +541,36 @@ fn repeated_pictures_have_seeds_that_count_up() {
     }
 }
 
+/// Without an input, the picture is what txt2img makes of any picture of that size.
+#[test]
+fn a_picture_from_the_prompt_alone() {
+    let folder = Folder::new();
+    draw(&folder.file("a.png"), "smpte", 64, 48);
+    let settings = ["--prompt", "a neon cat", "--set", "t-index-list=0,20"];
+    let alone = ["-o", "alone.png", "--size", "64x48"];
+    runs(&folder, &[&alone[..], &settings].concat());
+    let any = ["-i", "a.png", "-o", "any.png", "--set", "mode=txt2img"];
+    runs(&folder, &[&any[..], &settings].concat());
+    let found = picture(&folder.file("alone.png"));
+    assert_eq!((found.1, found.2), (64, 48));
+    assert!(found == picture(&folder.file("any.png")));
+    let (restyled, ..) = {
+        runs(
+            &folder,
+            &[&["-i", "a.png", "-o", "b.png"], &settings[..]].concat(),
+        );
+        picture(&folder.file("b.png"))
+    };
+    assert!(found.0 != restyled);
+    let mut levels = found.0.clone();
+    levels.sort_unstable();
+    levels.dedup();
+    assert!(levels.len() > 8, "a picture of {} levels", levels.len());
+    let model = parity_text();
+    let args = ["run", &model, "-o", "c.png", "--set", "mode=img2img"];
+    fails(&folder, &args, 2, &["property mode", "--input"]);
+}
+
 #[test]
 fn nothing_is_overwritten_unless_asked() {
     let folder = Folder::new();

@@ -10,15 +10,13 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::interrupt;
-use crate::player::Player;
+use crate::player::{Player, own_size};
 use crate::printing::{bytes, print, shown};
 use crate::progress::Progress;
 use crate::settings::{Setting, size};
 
 /// Rounds of a comparison: an odd number, so that one of them is the median.
 const ROUNDS: usize = 5;
-/// Sides of frames for a model that names no size.
-const SIDE: u32 = 512;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -176,7 +174,7 @@ impl Lane {
         let start = Instant::now();
         let loaded = shared::load(&player.model()?)?;
         let loading = start.elapsed();
-        let size = args.size.unwrap_or_else(|| own_size(&loaded));
+        let size = args.size.unwrap_or_else(|| own_size(&loaded.folder));
         let group = player.element().property::<u32>("frame-buffer-size") as usize;
         Ok(Self {
             player,
@@ -288,20 +286,6 @@ impl Lane {
             "fps": median(&mut rates),
         })
     }
-}
-
-/// The size of frames that the model would choose.
-fn own_size(loaded: &Loaded) -> (u32, u32) {
-    let defaults = &loaded.folder.manifest().defaults;
-    let (width, height) = match (loaded.folder.fixed_size(), defaults.width, defaults.height) {
-        (Some(fixed), ..) => fixed,
-        (None, Some(width), Some(height)) => (width, height),
-        _ => {
-            let side = defaults.size.unwrap_or(SIDE as usize);
-            (side, side)
-        }
-    };
-    (width as u32, height as u32)
 }
 
 /// Frame `k` of a pattern that moves all over, so that no two frames are alike: RGB, rows padded to four bytes.

@@ -378,7 +378,9 @@ fn write_component(
         row(out, if i == 0 { "in" } else { "" }, self::port(port))?;
     }
     for (i, port) in file.graph.outputs.iter().enumerate() {
-        let used = if *port == file.output && file.graph.outputs.len() > 1 {
+        let used = if (*port == file.output || Some(port) == file.pooled.as_ref())
+            && file.graph.outputs.len() > 1
+        {
             ", used"
         } else {
             ""

@@ -129,6 +129,20 @@ pub fn decode(path: &Path, formats: &gst::Caps) -> Result<gst::Sample, Failure> 
     }
 }
 
+/// A black picture of this size.
+pub fn blank((width, height): (u32, u32)) -> Result<gst::Sample, Failure> {
+    let caps = gst::Caps::builder("video/x-raw")
+        .field("format", "RGB")
+        .field("width", width as i32)
+        .field("height", height as i32)
+        .field("framerate", gst::Fraction::new(0, 1))
+        .build();
+    let info = gst_video::VideoInfo::from_caps(&caps)
+        .map_err(|error| Failure::new(error.message.to_string()))?;
+    let buffer = gst::Buffer::from_mut_slice(vec![0; info.size()]);
+    Ok(gst::Sample::builder().buffer(&buffer).caps(&caps).build())
+}
+
 /// The bytes of a file that may be a picture.
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     use std::io::Read;

@@ -6,9 +6,13 @@ use std::sync::mpsc::{Receiver, channel};
 use gst::glib;
 use gst::prelude::*;
 use gststreamdiffusion::StreamDiffusion;
+use gststreamdiffusion::model::ModelFolder;
 
 use crate::failure::Failure;
 use crate::settings::Setting;
+
+/// Sides of frames for a model that names no size.
+const SIDE: usize = 512;
 
 /// An element at work. All happens on the thread that pushes, so a property set between two frames applies from the
 /// second on.
@@ -198,4 +202,18 @@ impl Drop for Player {
         let _ = self.element.set_state(gst::State::Null);
         self.element.set_bus(None);
     }
+}
+
+/// Width and height of frames that suit the model best.
+pub fn own_size(folder: &ModelFolder) -> (u32, u32) {
+    let defaults = &folder.manifest().defaults;
+    let (width, height) = match (folder.fixed_size(), defaults.width, defaults.height) {
+        (Some(fixed), ..) => fixed,
+        (None, Some(width), Some(height)) => (width, height),
+        _ => {
+            let side = defaults.size.unwrap_or(SIDE);
+            (side, side)
+        }
+    };
+    (width as u32, height as u32)
 }

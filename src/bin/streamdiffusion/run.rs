@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use gst::prelude::*;
-use gststreamdiffusion::Timing;
+use gststreamdiffusion::model::ModelFolder;
+use gststreamdiffusion::{Mode, Timing};
 
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::pictures;
-use crate::player::Player;
+use crate::player::{Player, own_size};
 use crate::progress::Progress;
 use crate::settings::{Setting, size};
 
@@ -20,11 +21,12 @@ Examples:
   streamdiffusion run -i photo.jpg -o painting.png --prompt \"oil painting\"
   streamdiffusion run models/sd-turbo -i frames/ -o restyled/ --steps 2 --strength 0.5
   streamdiffusion run -i photo.jpg -o variations/ --repeat 4 --seed 7
+  streamdiffusion run models/sd-turbo -o cat.png --prompt \"a cat in a hat\" --size 512x512
   streamdiffusion run -i photo.jpg -o out.png --set t-index-list=32,45 --set delta=0.5
 
 `gst-inspect-1.0 streamdiffusion` lists all properties.";
 
-/// Restyle a picture, or all pictures of a folder.
+/// Restyle a picture, or all pictures of a folder; or draw one from the prompt alone.
 ///
 /// Pictures go through the element as the frames of a video do, each in its own size. What GStreamer can decode can be
 /// read; png, jpg, webp and bmp are written.
@@ -37,9 +39,9 @@ pub struct Args {
     /// The same as FOLDER
     #[arg(short, long, value_name = "FOLDER")]
     model: Option<PathBuf>,
-    /// Picture, or folder of pictures
+    /// Picture, or folder of pictures; without one, a picture is made from the prompt alone
     #[arg(short, long, value_name = "PATH")]
-    input: PathBuf,
+    input: Option<PathBuf>,
     /// Picture to write, or folder to write pictures to
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
@@ -64,7 +66,7 @@ pub struct Args {
     /// What guidance compares the prompt with: none, full, self, initialize
     #[arg(long, value_name = "TYPE")]
     cfg_type: Option<String>,
-    /// Size that pictures are processed at; what is written has the size of what was read
+    /// Size that pictures are processed at; what is written has the size of what was read, if there is such
     #[arg(long, value_name = "WxH", value_parser = size)]
     size: Option<(u32, u32)>,
     /// Any property of the element; may be given several times
@@ -85,6 +87,7 @@ impl Args {
     fn settings(&self) -> Vec<Setting> {
         let side = |get: fn((u32, u32)) -> u32| self.size.map(|size| get(size).to_string());
         let named = [
+            ("mode", self.input.is_none().then(|| "txt2img".into())),
             ("prompt", self.prompt.clone()),
             ("negative-prompt", self.negative_prompt.clone()),
             ("steps", self.steps.clone()),
@@ -101,10 +104,19 @@ impl Args {
     }
 }
 
-/// A picture to read, and those to write.
+/// A picture to read, if any, and those to write.
 struct Job {
-    input: PathBuf,
+    input: Option<PathBuf>,
     outputs: Vec<PathBuf>,
+}
+
+impl Job {
+    /// What to call it.
+    fn name(&self) -> String {
+        let path = self.input.as_ref().or(self.outputs.first());
+        let name = path.and_then(|path| path.file_name()).unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
 }
 
 /// Runs the command.
@@ -115,6 +127,11 @@ pub fn run(args: &Args, verbose: bool) -> Result<ExitCode, Failure> {
     if player.element().property::<Timing>("timing") == Timing::Immediate {
         return Err(Failure::usage(
             "property timing: run needs content; with immediate, a frame shows the picture before its own",
+        ));
+    }
+    if args.input.is_none() && player.element().property::<Mode>("mode") != Mode::TextToImage {
+        return Err(Failure::usage(
+            "property mode: expected txt2img where there is no --input",
         ));
     }
     let jobs = jobs(args, verbose)?;
@@ -130,11 +147,15 @@ pub fn run(args: &Args, verbose: bool) -> Result<ExitCode, Failure> {
             })?;
         }
     }
-    restyle(&mut player, &jobs)
+    restyle(&mut player, &jobs, args.size)
 }
 
 /// Puts all pictures through the element.
-fn restyle(player: &mut Player, jobs: &[Job]) -> Result<ExitCode, Failure> {
+fn restyle(
+    player: &mut Player,
+    jobs: &[Job],
+    size: Option<(u32, u32)>,
+) -> Result<ExitCode, Failure> {
     let formats = player.input_formats()?;
     let total: usize = jobs.iter().map(|job| job.outputs.len()).sum();
     let seed = player.element().property::<u64>("seed");
@@ -146,7 +167,14 @@ fn restyle(player: &mut Player, jobs: &[Job]) -> Result<ExitCode, Failure> {
     let mut under_way: VecDeque<&Path> = VecDeque::new();
     let (mut done, mut failed, mut frames) = (0, 0, 0);
     for job in jobs {
-        let sample = match pictures::decode(&job.input, &formats) {
+        let decoded = match &job.input {
+            Some(input) => pictures::decode(input, &formats),
+            None => match size {
+                Some(size) => pictures::blank(size),
+                None => pictures::blank(own_size(&ModelFolder::open(&player.model()?)?)),
+            },
+        };
+        let sample = match decoded {
             Ok(sample) => sample,
             // One bad file among many is no reason to leave the others.
             Err(failure) if jobs.len() > 1 => {
@@ -157,10 +185,7 @@ fn restyle(player: &mut Player, jobs: &[Job]) -> Result<ExitCode, Failure> {
             Err(failure) => return Err(failure),
         };
         let (Some(buffer), Some(caps)) = (sample.buffer(), sample.caps()) else {
-            return Err(Failure::new(format!(
-                "{}: holds no picture",
-                job.input.display()
-            )));
+            return Err(Failure::new(format!("{}: holds no picture", job.name())));
         };
         player.set_caps(caps)?;
         for (i, output) in job.outputs.iter().enumerate() {
@@ -180,8 +205,7 @@ fn restyle(player: &mut Player, jobs: &[Job]) -> Result<ExitCode, Failure> {
             for warning in player.warnings() {
                 progress.say(&format!("streamdiffusion: {warning}"));
             }
-            let name = job.input.file_name().unwrap_or_default();
-            progress.show(done, &name.to_string_lossy());
+            progress.show(done, &job.name());
         }
     }
     player.end()?;
@@ -219,50 +243,59 @@ fn write(player: &Player, under_way: &mut VecDeque<&Path>) -> Result<u64, Failur
 
 /// What to read and what to write.
 fn jobs(args: &Args, verbose: bool) -> Result<Vec<Job>, Failure> {
-    let (input, output) = (&args.input, &args.output);
-    if !input.exists() {
+    let output = &args.output;
+    let from_folder = args.input.as_ref().is_some_and(|input| input.is_dir());
+    if let Some(input) = args.input.as_ref().filter(|input| !input.exists()) {
         return Err(Failure::new(format!(
             "{} is not there, expected a picture or a folder of pictures",
             input.display()
         )));
     }
     let ends_in_slash = output.as_os_str().as_encoded_bytes().ends_with(b"/");
-    let to_folder =
-        input.is_dir() || output.is_dir() || ends_in_slash || output.extension().is_none();
+    let to_folder = from_folder || output.is_dir() || ends_in_slash || output.extension().is_none();
     if to_folder && output.is_file() {
         return Err(Failure::usage(format!(
             "{} is a file, expected a folder to write pictures to",
             output.display()
         )));
     }
-    let inputs = if input.is_dir() {
-        let (inputs, others) = pictures::list(input)?;
-        if inputs.is_empty() {
-            return Err(Failure::new(format!(
-                "{} holds no pictures",
-                input.display()
-            )));
+    let inputs = match &args.input {
+        Some(input) if from_folder => {
+            let (inputs, others) = pictures::list(input)?;
+            if inputs.is_empty() {
+                return Err(Failure::new(format!(
+                    "{} holds no pictures",
+                    input.display()
+                )));
+            }
+            if others > 0 && verbose {
+                eprintln!(
+                    "streamdiffusion: {others} other files in {} are left out",
+                    input.display()
+                );
+            }
+            inputs.into_iter().map(Some).collect()
         }
-        if others > 0 && verbose {
-            eprintln!(
-                "streamdiffusion: {others} other files in {} are left out",
-                input.display()
-            );
-        }
-        inputs
-    } else {
-        vec![input.clone()]
+        input => vec![input.clone()],
     };
     let format = args.format.as_ref().map(|format| format.to_lowercase());
     if let Some(format) = &format {
         pictures::check_encoder(format)?;
     }
-    let job = |input: PathBuf| {
+    let job = |input: Option<PathBuf>| {
         let named = if to_folder {
-            let own = || Some(pictures::ending(&input)).filter(|own| pictures::is_writable(own));
+            let own = || {
+                let own = input.as_ref().map(|input| pictures::ending(input));
+                own.filter(|own| pictures::is_writable(own))
+            };
             let ending = format.clone().or_else(own).unwrap_or_else(|| "png".into());
             output
-                .join(input.file_name().unwrap_or_default())
+                .join(
+                    input
+                        .as_ref()
+                        .and_then(|i| i.file_name())
+                        .unwrap_or("picture".as_ref()),
+                )
                 .with_extension(ending)
         } else {
             output.clone()
@@ -298,15 +331,15 @@ fn numbered(path: &Path, count: u32) -> Vec<PathBuf> {
 
 /// Whether all pictures can be written, before hours of work.
 fn check_outputs(jobs: &[Job], force: bool) -> Result<(), Failure> {
-    let mut taken: HashMap<&Path, &Path> = HashMap::new();
+    let mut taken: HashMap<&Path, &Job> = HashMap::new();
     for job in jobs {
         for output in &job.outputs {
             pictures::check_encoder(&pictures::ending(output))?;
-            if let Some(other) = taken.insert(output, &job.input) {
+            if let Some(other) = taken.insert(output, job) {
                 return Err(Failure::usage(format!(
                     "{} and {} would both become {}",
-                    other.display(),
-                    job.input.display(),
+                    other.name(),
+                    job.name(),
                     output.display()
                 )));
             }
