@@ -133,12 +133,18 @@ fn inspect_counts_what_the_onnx_package_counts() {
     for (path, expected, multiple, tokens) in [
         (demo.to_str().unwrap().to_owned(), DEMO_COUNTS, 32, 32),
         (parity_text(), PARITY_COUNTS, 16, 16),
+        (
+            data("models/sdxl").to_str().unwrap().to_owned(),
+            SDXL_COUNTS,
+            16,
+            77,
+        ),
     ] {
         let json = works(&folder, &["inspect", &path, "--json"]);
         let found: Value = serde_json::from_str(&json).unwrap();
         let components = found["components"].as_array().unwrap();
         assert_eq!(components.len(), expected.len());
-        for (component, (name, parameters, tensors, nodes)) in components.iter().zip(expected) {
+        for (component, &(name, parameters, tensors, nodes)) in components.iter().zip(expected) {
             assert_eq!(component["name"], name);
             let counts = ["parameters", "tensors", "nodes"].map(|key| component[key].as_u64());
             assert_eq!(counts, [parameters, tensors, nodes].map(Some), "{name}");
@@ -156,17 +162,27 @@ fn inspect_counts_what_the_onnx_package_counts() {
     }
 }
 
-const DEMO_COUNTS: [(&str, u64, u64, u64); 4] = [
+/// Name, parameters, tensors and nodes of a component.
+type Counts = (&'static str, u64, u64, u64);
+
+const DEMO_COUNTS: &[Counts] = &[
     ("text_encoder", 287_904, 28, 205),
     ("unet", 3_798_644, 182, 1270),
     ("vae_encoder", 502_960, 18, 47),
     ("vae_decoder", 620_176, 26, 56),
 ];
-const PARITY_COUNTS: [(&str, u64, u64, u64); 4] = [
+const PARITY_COUNTS: &[Counts] = &[
     ("text_encoder", 33_856, 17, 218),
     ("unet", 790_468, 154, 1256),
     ("vae_encoder", 35_780, 31, 37),
     ("vae_decoder", 35_779, 31, 49),
+];
+const SDXL_COUNTS: &[Counts] = &[
+    ("text_encoder", 24_500, 26, 57),
+    ("text_encoder_2", 48_222, 43, 155),
+    ("unet", 25_804, 132, 404),
+    ("vae_encoder", 2_801, 59, 184),
+    ("vae_decoder", 3_788, 75, 259),
 ];
 
 #[test]
@@ -330,6 +346,28 @@ fn verify_catches_a_changed_byte() {
     fs::remove_file(model.file("streamdiffusion.toml")).unwrap();
     let found = findings(&model, &["--verify"]);
     assert!(found[0].contains("export.files"), "{found:#?}");
+}
+
+/// A folder as the export script writes it.
+#[test]
+fn verify_takes_what_the_export_wrote() {
+    let folder = Folder::new();
+    let path = data("models/sdxl");
+    let report = works(&folder, &["inspect", path.to_str().unwrap(), "--verify"]);
+    let manifest = fs::read_to_string(path.join("streamdiffusion.toml")).unwrap();
+    let table = manifest.split("[export.files]").nth(1).unwrap();
+    let table = table.split("\n[").next().unwrap();
+    let listed = table.lines().filter(|line| line.contains(" = ")).count();
+    assert!(listed > 10, "{table}");
+    let told = format!("\n{listed} files were compared with their hashes.\n");
+    assert!(report.contains(&told), "{report}");
+    for part in [
+        "export_model.py",
+        "tokenizer_2 77 tokens",
+        "text_embeds float32 [?, 24], used",
+    ] {
+        assert!(report.contains(part), "no {part} in {report}");
+    }
 }
 
 #[test]

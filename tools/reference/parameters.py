@@ -14,7 +14,7 @@ import onnx
 ROOT = Path(__file__).resolve().parents[2]
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
-for folder in ("models/demo", "tests/data/parity/model"):
+for folder in ("models/demo", "tests/data/parity/model", "tests/data/models/sdxl"):
     for path in sorted((ROOT / folder).glob("*/model.onnx")):
         graph = onnx.load(path).graph
         values = [math.prod(t.dims) for t in graph.initializer if t.data_type in FLOATS]
