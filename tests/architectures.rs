@@ -68,7 +68,11 @@ fn agrees(model: &str, folder: &str, expected_cases: usize) {
         rig.end();
         let (out, caps) = (rig.frames(), rig.output_caps());
         let expected = frames(&models.join(format!("{name}.out.npy")));
-        assert_eq!((out.len(), expected.len()), (count, count), "{folder}: {name}");
+        assert_eq!(
+            (out.len(), expected.len()),
+            (count, count),
+            "{folder}: {name}"
+        );
         for (k, (found, expected)) in out.iter().zip(&expected).enumerate() {
             let what = format!("{folder}: {name}, frame {k}");
             same(&pixels(found, &caps), expected, &what);

@@ -408,10 +408,7 @@ fn other_pipelines_are_refused() {
         );
         copy.open();
     }
-    for other in [
-        "ORTStableDiffusion3Pipeline",
-        "FluxPipeline",
-    ] {
+    for other in ["ORTStableDiffusion3Pipeline", "FluxPipeline"] {
         copy.write(index, format!(r#"{{"_class_name": "{other}"}}"#));
         copy.fails(index, &["unsupported", other]);
     }
@@ -1040,10 +1037,7 @@ fn odd_graphs_are_served() {
     let folder = ModelFolder::open(&data("odd")).unwrap();
     assert_eq!(folder.name(), "Odd");
     assert!(folder.samples_posterior());
-    assert_eq!(
-        folder.text_encoders()[0].file.output.name,
-        "hidden"
-    );
+    assert_eq!(folder.text_encoders()[0].file.output.name, "hidden");
     let model = OnnxModel::open(&folder).unwrap();
     let limits = model.limits();
     assert_eq!((limits.latent_scale, limits.multiple), (2, 4));

@@ -323,7 +323,8 @@ mod tests {
             settings.t_index_list = Some(bad.into());
             let error = settings
                 .stream(&manifest, ConsistencyMethod::Lcm)
-                .unwrap_err().to_string();
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("t-index-list"), "{error}");
         }
     }

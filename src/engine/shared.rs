@@ -62,11 +62,11 @@ fn key(path: &Path) -> Result<Key> {
     })?;
     let mut files = Vec::new();
     list(&canonical, &mut files);
-    for folder in Component::ALL
-        .map(Component::folder)
-        .iter()
-        .chain(&["tokenizer", "tokenizer_2", "scheduler"])
-    {
+    for folder in Component::ALL.map(Component::folder).iter().chain(&[
+        "tokenizer",
+        "tokenizer_2",
+        "scheduler",
+    ]) {
         list(&canonical.join(folder), &mut files);
     }
     files.sort();

@@ -378,7 +378,12 @@ fn unet(graph: &Graph) -> Roles {
             _ => None,
         },
     )?;
-    let found = |role| inputs.iter().find(|(r, _)| *r == role).map(|(_, port)| port);
+    let found = |role| {
+        inputs
+            .iter()
+            .find(|(r, _)| *r == role)
+            .map(|(_, port)| port)
+    };
     if let Some(port) = found(Role::SizeIds)
         && port.fixed(1).is_some_and(|n| n != SIZE_IDS)
     {

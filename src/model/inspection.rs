@@ -73,7 +73,11 @@ impl Inspection {
             let file = self.component(path, *component, *layer);
             self.tokenizer(path, tokenizer, file.as_ref());
         }
-        for component in [Component::Unet, Component::VaeEncoder, Component::VaeDecoder] {
+        for component in [
+            Component::Unet,
+            Component::VaeEncoder,
+            Component::VaeDecoder,
+        ] {
             self.component(path, component, Layer::Last);
         }
         self.exported_files(path);

@@ -251,7 +251,13 @@ impl ModelFolder {
 
     /// Width and height in pixels must be multiples of this.
     pub fn multiple(&self) -> usize {
-        let halvings = self.unet.config.block_out_channels.as_ref().map_or(BLOCKS, Vec::len) - 1;
+        let halvings = self
+            .unet
+            .config
+            .block_out_channels
+            .as_ref()
+            .map_or(BLOCKS, Vec::len)
+            - 1;
         self.manifest
             .limits
             .multiple

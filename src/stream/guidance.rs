@@ -94,7 +94,8 @@ impl Guidance {
 
     /// Whether a slot whose next step is number `step` takes a row with the negative prompt.
     pub fn wants_negative_row(&self, step: usize) -> bool {
-        self.reference() == Reference::NegativePrediction || (self.anchors_on_negative() && step == 0)
+        self.reference() == Reference::NegativePrediction
+            || (self.anchors_on_negative() && step == 0)
     }
 
     /// The same, turned off.

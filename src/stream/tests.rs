@@ -69,7 +69,9 @@ impl Model for Scalar {
         let mut precomputed = self.precomputed.lock().unwrap();
         precomputed.push((timesteps.to_vec(), text));
         let tensors = |t: &u32| vec![value(*t as f32), value(text)];
-        let contexts = timesteps.iter().map(|t| Context { tensors: tensors(t) });
+        let contexts = timesteps.iter().map(|t| Context {
+            tensors: tensors(t),
+        });
         Ok(contexts.collect())
     }
 
@@ -79,7 +81,10 @@ impl Model for Scalar {
     }
 
     fn denoise(&self, rows: &[Denoise<'_, HostTensor>]) -> Result<Vec<HostTensor>> {
-        self.calls.lock().unwrap().push(rows.iter().map(row).collect());
+        self.calls
+            .lock()
+            .unwrap()
+            .push(rows.iter().map(row).collect());
         Ok(rows
             .iter()
             .map(|r| {

@@ -113,11 +113,13 @@ mod tests {
         assert!(close(&walk[4], &map(4)));
         assert!(close(&walk[8], &map(5)));
         let length = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>().sqrt();
-        let gap = |a: &[f32], b: &[f32]| {
-            length(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
-        };
+        let gap =
+            |a: &[f32], b: &[f32]| length(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>());
         let steps: Vec<_> = walk[..5].windows(2).map(|w| gap(&w[0], &w[1])).collect();
-        let (least, most) = (length(&map(3)).min(length(&map(4))), length(&map(3)).max(length(&map(4))));
+        let (least, most) = (
+            length(&map(3)).min(length(&map(4))),
+            length(&map(3)).max(length(&map(4))),
+        );
         // The arc between vectors of different lengths is a spiral, so neither is exact.
         for (step, at) in steps.iter().zip(&walk) {
             assert!((step / steps[0] - 1.0).abs() < 0.25, "{steps:?}");
@@ -128,7 +130,10 @@ mod tests {
     /// scipy.spatial.geometric_slerp([1, 0], [0, 1], 1/3) and the weighted mean for parallel vectors.
     #[test]
     fn slerp_is_on_the_arc() {
-        assert!(close(&slerp(&[1.0, 0.0], &[0.0, 1.0], 1.0 / 3.0), &[0.8660254, 0.5]));
+        assert!(close(
+            &slerp(&[1.0, 0.0], &[0.0, 1.0], 1.0 / 3.0),
+            &[0.8660254, 0.5]
+        ));
         assert!(close(&slerp(&[1.0, 1.0], &[2.0, 2.0], 0.5), &[1.5, 1.5]));
     }
 }

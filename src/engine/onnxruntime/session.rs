@@ -51,7 +51,11 @@ impl Session {
             .map_err(|e| failed(&e))?;
         // Two parsers have read the graph now; they must have seen the same one.
         let inputs: Vec<_> = file.inputs.iter().map(|(_, port)| port.clone()).collect();
-        let outputs: Vec<_> = [&file.output].into_iter().chain(&file.pooled).cloned().collect();
+        let outputs: Vec<_> = [&file.output]
+            .into_iter()
+            .chain(&file.pooled)
+            .cloned()
+            .collect();
         let has = |found: &[Outlet], port: &Port| found.iter().any(|o| o.name() == port.name);
         if inner.inputs().len() != inputs.len()
             || !inputs.iter().all(|p| has(inner.inputs(), p))
@@ -93,7 +97,9 @@ impl Session {
             ports(inner.inputs(), inputs),
             ports(inner.outputs(), outputs),
         ) else {
-            return Err(failed(&"a part of it has other inputs and outputs than expected"));
+            return Err(failed(
+                &"a part of it has other inputs and outputs than expected",
+            ));
         };
         Ok(Self {
             inner: Mutex::new(inner),
@@ -105,7 +111,10 @@ impl Session {
 
     /// Whether the external data of a graph in memory is found: ONNX Runtime 1.21 learnt it.
     pub fn finds_external_data() -> Result<bool> {
-        let mut parts = library::runtime()?.version.split('.').map(str::parse::<u32>);
+        let mut parts = library::runtime()?
+            .version
+            .split('.')
+            .map(str::parse::<u32>);
         let mut part = || parts.next().and_then(|p| p.ok()).unwrap_or(0);
         Ok((part(), part()) >= (1, 21))
     }

@@ -1,0 +1,107 @@
+//! What a row of the whole U-Net is given besides its latent.
+
+use crate::device::HostTensor;
+use crate::engine::Text;
+use crate::error::{Error, Result};
+use crate::model::{ComponentFile, ModelFolder, Role, SIZE_IDS};
+
+/// What a guidance-distilled U-Net is told its guidance scale is, where the manifest does not say: diffusers' default
+/// for latent consistency models.
+const GUIDANCE_EMBEDDING: f64 = 8.5;
+
+/// A U-Net's inputs and what their values follow from.
+pub struct Given {
+    file: ComponentFile,
+    latent_scale: usize,
+    guidance_embedding: f64,
+}
+
+impl Given {
+    /// For the U-Net of `folder`.
+    pub fn new(folder: &ModelFolder) -> Self {
+        let options = &folder.manifest().unet;
+        Self {
+            file: folder.unet().clone(),
+            latent_scale: folder.latent_scale(),
+            guidance_embedding: options.guidance_embedding.unwrap_or(GUIDANCE_EMBEDDING),
+        }
+    }
+
+    fn error(&self, what: &str) -> Error {
+        Error::engine(self.file.component.folder(), what)
+    }
+
+    /// What one row of the graph is given for `role`.
+    pub fn value(
+        &self,
+        role: Role,
+        timestep: u32,
+        text: &Text<HostTensor>,
+        (height, width): (usize, usize),
+    ) -> Result<HostTensor> {
+        let port = self.file.input(role);
+        Ok(match role {
+            Role::Text => text.embedding.clone(),
+            Role::Pooled => text.pooled.clone().ok_or_else(|| {
+                self.error("wants a pooled text embedding, and the text has none")
+            })?,
+            Role::Timestep => {
+                let rank = port.map_or(1, |p| p.rank());
+                HostTensor::new(&vec![1; rank], vec![timestep as f32])
+            }
+            Role::SizeIds => {
+                let (height, width) = (height * self.latent_scale, width * self.latent_scale);
+                let (h, w) = (height as f32, width as f32);
+                // Original size, no crop, target size: as diffusers fills them in.
+                HostTensor::new(&[1, SIZE_IDS], vec![h, w, 0.0, 0.0, h, w])
+            }
+            Role::GuidanceEmbedding => {
+                let width = port.and_then(|p| p.fixed(1));
+                let width = width.or(self.file.config.time_cond_proj_dim).ok_or_else(|| {
+                    self.error(
+                        "wants a guidance embedding of unknown width; expected time_cond_proj_dim in its config.json",
+                    )
+                })?;
+                let values = guidance_embedding(self.guidance_embedding, width);
+                HostTensor::new(&[1, width], values)
+            }
+            // For its shape only.
+            _ => {
+                let channels = port.and_then(|p| p.fixed(1)).unwrap_or(1);
+                HostTensor::new(
+                    &[1, channels, height, width],
+                    vec![0.0; channels * height * width],
+                )
+            }
+        })
+    }
+
+    /// An example of a text, all zeros, of the shape that the U-Net says it takes; `None` where it does not say.
+    pub fn some_text(&self, length: usize) -> Option<Text<HostTensor>> {
+        let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]);
+        let text = self.file.input(Role::Text)?;
+        let pooled = self.file.input(Role::Pooled).map(|port| port.fixed(1));
+        let pooled = match pooled {
+            Some(width) => Some(zeros(&[1, width?])),
+            None => None,
+        };
+        Some(Text {
+            embedding: zeros(&[1, text.fixed(1).unwrap_or(length), text.fixed(2)?]),
+            pooled,
+        })
+    }
+}
+
+/// The embedding of the guidance scale `scale` in `width` values: sines, then cosines, of w = 1000·(scale − 1) at
+/// frequencies from 1 down to 10⁻⁴ (arXiv 2310.04378 §4.3, as diffusers computes it).
+fn guidance_embedding(scale: f64, width: usize) -> Vec<f32> {
+    let half = width / 2;
+    let w = 1000.0 * (scale - 1.0);
+    let falloff = 10_000f64.ln() / half.saturating_sub(1).max(1) as f64;
+    let angles = (0..half).map(|i| w * (-falloff * i as f64).exp());
+    let sines = angles.clone().map(|a| a.sin() as f32);
+    let mut values: Vec<f32> = sines.chain(angles.map(|a| a.cos() as f32)).collect();
+    // An odd width ends in a zero.
+    values.resize(width, 0.0);
+    values
+}

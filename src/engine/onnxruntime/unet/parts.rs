@@ -1,0 +1,261 @@
+//! The two parts of a split U-Net, or its one part, and how the live one is fed.
+
+use super::given::Given;
+use crate::device::HostTensor;
+use crate::engine::onnxruntime::session::{Input, Session, Values};
+use crate::error::{Error, Result};
+use crate::model::{Boundary, ComponentFile, ModelFolder, Port, Role, Split, TensorType};
+
+/// The sessions of a U-Net.
+pub struct Parts {
+    /// How much is computed ahead, or why nothing is, for people.
+    pub precomputed: String,
+    /// What is run once per timestep, text and size, where there is such a part.
+    pub slow: Option<Slow>,
+    /// What is run for every frame.
+    pub live: Session,
+    /// How `live`'s inputs but the latent are fed, in their order.
+    pub feeds: Vec<Feed>,
+}
+
+/// The part of a U-Net that does not depend on the latent.
+pub struct Slow {
+    session: Session,
+    /// The role of each of its inputs.
+    roles: Vec<Role>,
+    /// The batch that it takes one row of.
+    rows: usize,
+}
+
+/// An input of the live part, other than the latent.
+#[derive(Debug)]
+pub struct Feed {
+    /// Where its values come from.
+    pub source: Source,
+    /// Whether it differs between timesteps.
+    pub of_timestep: bool,
+    /// How those of several rows go together.
+    pub rows: Rows,
+}
+
+/// Where an input of the live part gets its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// It is an input of the whole U-Net.
+    Given(Role),
+    /// It is an output of the slow part.
+    Computed(usize),
+}
+
+/// How the rows of a call are put together in one tensor.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// One below the other.
+    Stacked,
+    /// One below the other, or once for all rows where they have it in common.
+    Broadcast(Boundary),
+    /// Once: only rows that agree on it can be in one call.
+    Common,
+}
+
+impl Parts {
+    /// Loads the U-Net of `folder`, in two parts if it can be and `split` asks for it.
+    pub fn open(folder: &ModelFolder, given: &Given, split: bool) -> Result<Self> {
+        let parts = match split {
+            true => Self::split(folder, given),
+            false => Err("as asked".into()),
+        };
+        match parts {
+            Ok(parts) => Ok(parts),
+            // Whatever is wrong with it as a whole comes out here.
+            Err(why) => Self::whole(folder.unet(), format!("nothing: {why}")),
+        }
+    }
+
+    fn whole(file: &ComponentFile, precomputed: String) -> Result<Self> {
+        let others = file.inputs.iter().filter(|(role, _)| *role != Role::Sample);
+        Ok(Self {
+            precomputed,
+            slow: None,
+            live: Session::open(file)?,
+            feeds: others
+                .map(|(role, port)| Feed::given(*role, port))
+                .collect(),
+        })
+    }
+
+    /// The two parts; an error says why there are none.
+    fn split(folder: &ModelFolder, given: &Given) -> std::result::Result<Self, String> {
+        let file = folder.unet();
+        let said = |e: Error| e.to_string();
+        let name = |role| file.input(role).map_or("", |port| &port.name);
+        let split = Split::open(&file.path, name(Role::Sample), &file.output.name);
+        let split = split
+            .map_err(said)?
+            .ok_or("all that costs time depends on the latent")?;
+        if !file.graph.external_files.is_empty() && !Session::finds_external_data().map_err(said)? {
+            return Err(
+                "ONNX Runtime before 1.21 cannot read parts of a graph with external data".into(),
+            );
+        }
+        let inputs: Vec<&str> = split.slow_inputs().collect();
+        let computed: Vec<_> = split.boundary().iter().filter(|b| !b.is_input).collect();
+        let outputs: Vec<&str> = computed.iter().map(|b| b.name.as_str()).collect();
+        let slow = split.slow().map_err(said)?;
+        let slow = Session::from_memory(file, &slow, &inputs, &outputs).map_err(said)?;
+        let slow = Slow::new(slow, file);
+        let (shapes, stacks) = slow.try_out(folder, given)?;
+
+        // Types are the graph's, and so is the number of dimensions; which of them vary is not known.
+        let types = slow.session.outputs().iter().zip(&shapes);
+        let types: Vec<_> = types
+            .map(|(port, shape)| TensorType {
+                name: port.name.clone(),
+                elem_type: port.dtype.number(),
+                dims: Some(vec![None; shape.len()]),
+            })
+            .collect();
+        let others = split.boundary().iter().map(|b| b.name.as_str());
+        let inputs: Vec<&str> = [name(Role::Sample)].into_iter().chain(others).collect();
+        let live = split.fast(&types).map_err(said)?;
+        let live = Session::from_memory(file, &live, &inputs, &[&file.output.name]);
+
+        let feed = |boundary: &Boundary| {
+            let mut given = file.inputs.iter();
+            if let Some((role, port)) = given.find(|(_, port)| port.name == boundary.name) {
+                return Some(Feed::given(*role, port));
+            }
+            let output = outputs.iter().position(|name| *name == boundary.name)?;
+            Some(Feed {
+                source: Source::Computed(output),
+                of_timestep: (boundary.from.iter()).any(|from| from == name(Role::Timestep)),
+                rows: match stacks[output] {
+                    false => Rows::Common,
+                    true if boundary.broadcasts => Rows::Broadcast(boundary.clone()),
+                    true => Rows::Stacked,
+                },
+            })
+        };
+        let feeds = split.boundary().iter().map(feed);
+        let [all, ahead, _] = split.node_counts();
+        Ok(Self {
+            precomputed: format!("{ahead} of {all} nodes, {} tensors kept", feeds.len()),
+            feeds: feeds
+                .collect::<Option<_>>()
+                .ok_or("its parts do not fit together")?,
+            slow: Some(slow),
+            live: live.map_err(said)?,
+        })
+    }
+}
+
+impl Feed {
+    /// That of an input that the whole U-Net has too.
+    fn given(role: Role, port: &Port) -> Self {
+        let one_for_all = port.rank() == 0 || port.fixed(0) == Some(1);
+        Self {
+            source: Source::Given(role),
+            of_timestep: role == Role::Timestep,
+            rows: match role {
+                Role::Timestep if one_for_all => Rows::Common,
+                _ => Rows::Stacked,
+            },
+        }
+    }
+}
+
+impl Slow {
+    fn new(session: Session, file: &ComponentFile) -> Self {
+        let role = |port: &Port| {
+            let mut inputs = file.inputs.iter();
+            let input = inputs.find(|(_, p)| p.name == port.name);
+            input.map(|(role, _)| *role)
+        };
+        Self {
+            roles: session.inputs().iter().filter_map(role).collect(),
+            session,
+            rows: file.batch().unwrap_or(1),
+        }
+    }
+
+    /// Its outputs for one row; `value` tells what a row is given for a role.
+    pub fn run(&self, value: impl Fn(Role) -> Result<HostTensor>) -> Result<Vec<HostTensor>> {
+        let outputs = self.run_rows(self.rows, value)?.into_iter();
+        outputs.map(|output| self.one_of(output)).collect()
+    }
+
+    /// The shapes of its outputs for one row, and whether those of several rows can be stacked. Tried on zeros, as
+    /// graphs need not say.
+    fn try_out(
+        &self,
+        folder: &ModelFolder,
+        given: &Given,
+    ) -> std::result::Result<(Vec<Vec<usize>>, Vec<bool>), String> {
+        let said = |e: Error| e.to_string();
+        let length = folder.text_encoders()[0].tokenizer.length();
+        let text = given.some_text(length);
+        let text = text.ok_or("the graph does not tell how wide the text embedding is")?;
+        let side = folder.multiple();
+        let (width, height) = folder.fixed_size().unwrap_or((side, side));
+        let scale = folder.latent_scale();
+        let size = (height.div_ceil(scale), width.div_ceil(scale));
+        let value = |role| given.value(role, 0, &text, size);
+        let shapes = |outputs: Vec<HostTensor>| -> Vec<Vec<usize>> {
+            outputs.iter().map(|t| t.shape().to_vec()).collect()
+        };
+        let one = shapes(self.run(value).map_err(said)?);
+        let stacks = match self.rows {
+            1 => {
+                let two = shapes(self.run_rows(2, value).map_err(said)?);
+                let pairs = one.iter().zip(&two);
+                pairs.map(|(one, two)| Boundary::stacks(one, two)).collect()
+            }
+            // One row of several was told apart by it.
+            _ => one.iter().map(|shape| !shape.is_empty()).collect(),
+        };
+        Ok((one, stacks))
+    }
+
+    /// Its outputs for `rows` equal rows.
+    fn run_rows(
+        &self,
+        rows: usize,
+        value: impl Fn(Role) -> Result<HostTensor>,
+    ) -> Result<Vec<HostTensor>> {
+        let given = self.roles.iter().zip(self.session.inputs());
+        let given: Vec<HostTensor> = given
+            .map(|(role, port)| {
+                let tensor = value(*role)?;
+                let mut shape = tensor.shape().to_vec();
+                // A timestep that all rows share stays one.
+                if shape.is_empty() || port.fixed(0) == Some(shape[0]) {
+                    return Ok(tensor);
+                }
+                shape[0] *= rows;
+                Ok(HostTensor::new(&shape, tensor.data().repeat(rows)))
+            })
+            .collect::<Result<_>>()?;
+        let inputs: Vec<Input> = (given.iter())
+            .map(|t| (t.shape(), Values::Floats(t.data())))
+            .collect();
+        self.session.run(&inputs)
+    }
+
+    /// What belongs to one row of an output for all of them.
+    fn one_of(&self, output: HostTensor) -> Result<HostTensor> {
+        if self.rows == 1 || output.shape().is_empty() {
+            return Ok(output);
+        }
+        let mut shape = output.shape().to_vec();
+        if !shape[0].is_multiple_of(self.rows) {
+            return Err(self.session.error(format!(
+                "a tensor of shape {shape:?} in it cannot be told apart by its {} rows",
+                self.rows
+            )));
+        }
+        shape[0] /= self.rows;
+        let mut data = output.into_data();
+        data.truncate(shape.iter().product());
+        Ok(HostTensor::new(&shape, data))
+    }
+}
