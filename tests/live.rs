@@ -17,13 +17,16 @@ const CALM: &[Setting] = &[
     ("seed", "7"),
     ("add-noise", "true"),
     ("similarity-filter", "false"),
+    ("mode", "img2img"),
+    ("noise", "fixed"),
+    ("scheduler", "auto"),
 ];
 
 /// What is set at the i-th change of the storm.
 fn storm(i: u64) -> Vec<(&'static str, String)> {
     let pick = |values: &[&str]| values[i as usize % values.len()].to_string();
     let mut changes = vec![("prompt", format!("prompt number {i}"))];
-    changes.push(match i % 9 {
+    changes.push(match i % 13 {
         0 => ("steps", (1 + i % 4).to_string()),
         1 => ("strength", (i % 10) as f64 / 10.0).into_text(),
         2 => ("guidance-scale", 1.0 + (i % 7) as f64 / 5.0).into_text(),
@@ -32,6 +35,10 @@ fn storm(i: u64) -> Vec<(&'static str, String)> {
         5 => ("t-index-list", pick(&["35", "", "0,16,32,45", "32,45"])),
         6 => ("similarity-filter", i.is_multiple_of(2).to_string()),
         7 => ("delta", (i % 5) as f64 / 4.0).into_text(),
+        8 => ("mode", pick(&["txt2img", "img2img"])),
+        9 => ("noise", pick(&["walk", "fixed", "fresh"])),
+        10 => ("scheduler", pick(&["tcd", "auto", "lcm"])),
+        11 => ("eta", (i % 5) as f64 / 4.0).into_text(),
         _ => ("add-noise", i.is_multiple_of(2).to_string()),
     });
     changes

@@ -941,7 +941,7 @@ fn row(t: &HostTensor, i: usize) -> HostTensor {
 }
 
 fn encode_text(model: &OnnxModel, text: &str) -> HostTensor {
-    let chunks = model.chunks(text).unwrap();
+    let chunks = model.chunks(text).unwrap().min(model.limits().most_chunks);
     let text = model.encode_text(Some(text), chunks).unwrap();
     assert!(text.pooled.is_none());
     text.embedding

@@ -361,6 +361,12 @@ impl Observer for ElementObserver {
             );
         }
     }
+
+    fn warned(&self, error: &Error) {
+        if let Some(element) = self.0.upgrade() {
+            gst::element_warning!(element, gst::LibraryError::Settings, ("{error}"));
+        }
+    }
 }
 
 /// Whether two segments differ in nothing but their position.

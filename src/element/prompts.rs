@@ -23,6 +23,8 @@ struct Encoded<X> {
 struct State<X> {
     wanted: Option<Prompts>,
     encoded: Option<Encoded<X>>,
+    /// What has been left out of a prompt, until somebody is told.
+    cut: Option<Error>,
     /// Whether `encoded` has not been taken by [`PromptEncoder::take_new`] yet.
     fresh: bool,
     closed: bool,
@@ -46,6 +48,7 @@ impl<X: Send + Sync + 'static> PromptEncoder<X> {
             state: Mutex::new(State {
                 wanted: None,
                 encoded: None,
+                cut: None,
                 fresh: false,
                 closed: false,
             }),
@@ -86,6 +89,11 @@ impl<X: Send + Sync + 'static> PromptEncoder<X> {
             }
             self.shared.changed.wait(&mut state);
         }
+    }
+
+    /// What was left out of the prompts encoded since the last call, if anything was.
+    pub fn take_cut(&self) -> Option<Error> {
+        self.shared.state.lock().cut.take()
     }
 
     /// What became of the prompts encoded since the last call, if any were; an error, once, if the thread has ended.
@@ -142,11 +150,21 @@ fn encode_all<X>(shared: &Shared<X>, model: &dyn Model<Tensor = X>) {
                 shared.changed.wait(&mut state);
             }
         };
+        let mut cut = None;
         let result = (|| {
             // Rows of one call must be of one length.
             let chunks = model.chunks(&prompts.prompt)?;
             let negative = prompts.negative.as_deref();
-            let chunks = chunks.max(model.chunks(negative.unwrap_or_default())?);
+            let wanted = chunks.max(model.chunks(negative.unwrap_or_default())?);
+            let chunks = wanted.min(model.limits().most_chunks);
+            if chunks < wanted {
+                cut = Some(Error::setting(
+                    "prompt",
+                    format!(
+                        "too long: it takes {wanted} chunks, this model has room for {chunks}, and the rest is left out"
+                    ),
+                ));
+            }
             Ok(Conditioning {
                 prompt: cache.encode(Some(&prompts.prompt), chunks)?,
                 negative: cache.encode(negative, chunks)?,
@@ -154,6 +172,7 @@ fn encode_all<X>(shared: &Shared<X>, model: &dyn Model<Tensor = X>) {
         })();
         let mut state = shared.state.lock();
         state.encoded = Some(Encoded { prompts, result });
+        state.cut = cut;
         state.fresh = true;
         shared.changed.notify_all();
     }

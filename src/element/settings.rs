@@ -276,6 +276,7 @@ mod tests {
             latent_scale: 8,
             multiple,
             fixed_size: None,
+            most_chunks: 1,
             samples_posterior: false,
         }
     }

@@ -123,6 +123,8 @@ pub trait Observer: Send + 'static {
     fn failed(&self, error: &Error);
     /// A live change could not be taken over; the old values stay in force.
     fn change_refused(&self, error: &Error);
+    /// Something is done in part only.
+    fn warned(&self, error: &Error);
 }
 
 /// A handle to the worker's thread, which ends when this is dropped.
@@ -411,6 +413,9 @@ impl Studio {
             }
             Some(Err(error)) => observer.change_refused(&error),
             None => {}
+        }
+        if let Some(cut) = self.prompts.take_cut() {
+            observer.warned(&cut);
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct Limits {
     pub multiple: usize,
     /// The only size the graphs accept, `(width, height)` in pixels, where they are not dynamic.
     pub fixed_size: Option<(usize, usize)>,
+    /// The most chunks of text that the U-Net takes.
+    pub most_chunks: usize,
     /// Whether the image encoder gives a distribution that may be sampled, and the model asks for it:
     /// `encode` then wants noise.
     pub samples_posterior: bool,

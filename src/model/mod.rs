@@ -244,6 +244,13 @@ impl ModelFolder {
         self.gives_posterior && self.manifest.vae.posterior == Posterior::Sample
     }
 
+    /// The most chunks of the text encoders' length that the U-Net takes.
+    pub fn most_chunks(&self) -> usize {
+        let fixed = self.unet.input(Role::Text).and_then(|port| port.fixed(1));
+        let length = self.text_encoders[0].tokenizer.length();
+        fixed.map_or(usize::MAX, |tokens| tokens / length)
+    }
+
     /// Whether the model was trained with embeddings of zeros, not of the empty text, where there is no text.
     pub fn zero_negative(&self) -> bool {
         self.zero_negative

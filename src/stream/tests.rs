@@ -37,6 +37,7 @@ const LIMITS: Limits = Limits {
     latent_scale: 1,
     multiple: 1,
     fixed_size: None,
+    most_chunks: 1,
     samples_posterior: false,
 };
 const PROMPT: f32 = 0.2;

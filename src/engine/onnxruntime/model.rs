@@ -44,6 +44,7 @@ impl OnnxModel {
                 latent_scale: folder.latent_scale(),
                 multiple: folder.multiple(),
                 fixed_size: folder.fixed_size(),
+                most_chunks: folder.most_chunks(),
                 samples_posterior: folder.samples_posterior(),
             },
             gives_posterior: folder.gives_posterior(),

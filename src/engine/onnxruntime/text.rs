@@ -9,8 +9,6 @@ use crate::model::{Chunk, ComponentFile, ModelFolder, Role, TextEncoder, Tokeniz
 /// The text encoders of a model.
 pub(super) struct Texts {
     encoders: Vec<Encoder>,
-    /// The longest embedding that the U-Net takes, in chunks.
-    most_chunks: usize,
     /// Whether no text is embeddings of zeros.
     zeros_for_none: bool,
 }
@@ -32,9 +30,7 @@ impl Texts {
             })
         };
         let encoders = folder.text_encoders();
-        let fixed = folder.unet().input(Role::Text).and_then(|p| p.fixed(1));
         Ok(Self {
-            most_chunks: fixed.map_or(usize::MAX, |l| l / encoders[0].tokenizer.length()),
             zeros_for_none: folder.zero_negative(),
             encoders: encoders.iter().map(encoder).collect::<Result<_>>()?,
         })
@@ -42,8 +38,7 @@ impl Texts {
 
     /// How many chunks `text` takes.
     pub fn chunks(&self, text: &str) -> Result<usize> {
-        let chunks = self.encoders[0].tokenizer.chunks(text)?;
-        Ok(chunks.len().min(self.most_chunks))
+        Ok(self.encoders[0].tokenizer.chunks(text)?.len())
     }
 
     /// `text` in `chunks` chunks; see [`Model::encode_text`](crate::engine::Model::encode_text).
