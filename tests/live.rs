@@ -25,7 +25,7 @@ const CALM: &[Setting] = &[
 /// What is set at the i-th change of the storm.
 fn storm(i: u64) -> Vec<(&'static str, String)> {
     let pick = |values: &[&str]| values[i as usize % values.len()].to_string();
-    let mut changes = vec![("prompt", format!("prompt number {i}"))];
+    let mut changes = vec![("prompt", format!("cat {i}"))];
     changes.push(match i % 13 {
         0 => ("steps", (1 + i % 4).to_string()),
         1 => ("strength", (i % 10) as f64 / 10.0).into_text(),
@@ -110,7 +110,8 @@ fn a_storm_of_changes_loses_no_frame_and_settles() {
     for (k, buffer) in (0..).zip(&out) {
         assert_eq!(buffer.pts(), Some(time(k)));
     }
-    assert!(rig.errors().is_empty());
+    let errors = rig.errors();
+    assert!(errors.is_empty(), "{errors:?}");
 }
 
 #[test]
