@@ -26,28 +26,28 @@ KINDS = {
     "sdxl-turbo": ("sdxl", "tiny", {}),
 }
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "projection_dim": 32}
-TINY_BLOCKS = [32, 64, 64, 64]
 
 
 def tiny(kind, configs):
-    """Shrinks configurations to networks of some hundred thousand weights, every kind of layer kept."""
-    unet, base = configs["unet"], KINDS[kind][0]
-    xl = base == "sdxl"
-    count = len(unet["block_out_channels"])
-    unet |= {"block_out_channels": TINY_BLOCKS[:count], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 16, "cross_attention_dim": 32}
-    unet["attention_head_dim"] = [2, 4, 4, 4][:count] if isinstance(unet["attention_head_dim"], list) else 2
+    """Shrinks configurations to networks of two levels and about a million weights, most of them token embeddings; every kind of layer is kept."""
+    unet, xl = configs["unet"], KINDS[kind][0] == "sdxl"
+    down, up = ["CrossAttnDownBlock2D", "DownBlock2D"], ["UpBlock2D", "CrossAttnUpBlock2D"]
+    unet |= {"down_block_types": down[::-1] if xl else down, "up_block_types": up[::-1] if xl else up}
+    unet |= {"block_out_channels": [32, 64], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 16, "cross_attention_dim": 32}
+    unet["attention_head_dim"] = [2, 4] if isinstance(unet["attention_head_dim"], list) else 2
     if "time_cond_proj_dim" in unet:
         unet["time_cond_proj_dim"] = 16
     if xl:
-        unet |= {"transformer_layers_per_block": [1, 1, 2], "addition_time_embed_dim": 8, "cross_attention_dim": 64, "projection_class_embeddings_input_dim": 80}
+        unet |= {"transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8, "cross_attention_dim": 64, "projection_class_embeddings_input_dim": 80}
     for part in ("text_encoder", "text_encoder_2"):
         if part in configs:
             configs[part] |= TINY_TEXT
     vae = configs["vae"]
     if vae["_class_name"] == "AutoencoderKL":
-        vae |= {"block_out_channels": [16, 32, 32, 32], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 128}
+        vae |= {"block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 32,
+                "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     else:
-        vae |= {"encoder_block_out_channels": [16] * 4, "decoder_block_out_channels": [16] * 4, "num_encoder_blocks": [1] * 4, "num_decoder_blocks": [1] * 4, "block_out_channels": [16] * 4}
+        vae |= {"encoder_block_out_channels": [16] * 2, "decoder_block_out_channels": [16] * 2, "num_encoder_blocks": [1] * 2, "num_decoder_blocks": [1] * 2}
 
 
 def fill(model, generator):
@@ -135,10 +135,11 @@ def main(argv=None):
     p = argparse.ArgumentParser(prog="python -m export.random_model", description=__doc__.split("\n\n")[0])
     p.add_argument("kind", choices=KINDS)
     p.add_argument("folder", type=pathlib.Path)
-    p.add_argument("--tiny", action="store_true", help="a network of some hundred thousand weights, for tests")
+    p.add_argument("--tiny", action="store_true", help="networks of two levels and about a million weights, for tests")
     p.add_argument("--dtype", choices=("f32", "f16", "bf16"), default="f16", help="type of the weights in the files (f16)")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args(argv)
+    diffusers.utils.logging.set_verbosity_error()
     dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
     write(args.kind, args.folder, args.tiny, dtype, args.seed)
     return 0

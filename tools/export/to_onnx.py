@@ -1,6 +1,7 @@
 """A network to an ONNX file."""
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -14,6 +15,9 @@ from .errors import ExportError
 EXTERNAL_FROM = 200 << 20
 """Weights of more bytes than this go to a file of their own: protobuf ends at 2 GiB, and readers are slow long before."""
 DATA = "model.onnx_data"
+RANGES = {"batch": (1, 63), "sequence": (2, None)}
+"""What torch may assume of sides; without it the export is tried twice. diffusers copies batches of 64 or more before it enlarges
+them, which changes no value: the graph takes those too."""
 
 
 def draw(inputs, sizes, dtype, seed):
@@ -34,7 +38,10 @@ def dynamic_shapes(inputs):
     def side(s):
         if not isinstance(s, graphs.Axis):
             return None
-        base = dims.setdefault(s.name, torch.export.Dim(s.name if s.multiple == 1 else s.name + "_units"))
+        if s.name not in dims:
+            low, high = RANGES.get(s.name, (1, None))
+            dims[s.name] = torch.export.Dim(s.name if s.multiple == 1 else s.name + "_units", min=low, max=high)
+        base = dims[s.name]
         return base if s.multiple == 1 else s.multiple * base
 
     return tuple({n: side(s) for n, s in enumerate(i.shape) if isinstance(s, graphs.Axis)} for i in inputs)
@@ -44,7 +51,7 @@ def export(spec, dtype, opset, folder):
     """Writes `spec` as `folder`/model.onnx. The module's weights are of `dtype` already."""
     example = draw(spec.inputs, spec.sizes[0], dtype, seed=1)
     shapes = dynamic_shapes(spec.inputs)
-    if isinstance(spec.module.forward.__code__.co_varnames, tuple) and spec.module.forward.__code__.co_flags & 0x04:
+    if spec.module.forward.__code__.co_flags & inspect.CO_VARARGS:
         shapes = (shapes,)  # *tensors is one argument to torch.export
     noise = io.StringIO()
     try:
