@@ -38,10 +38,13 @@ def tiny(kind, configs):
     if "time_cond_proj_dim" in unet:
         unet["time_cond_proj_dim"] = 16
     if xl:
-        unet |= {"transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8, "cross_attention_dim": 64, "projection_class_embeddings_input_dim": 80}
+        unet |= {"transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8, "cross_attention_dim": 32 + 48, "projection_class_embeddings_input_dim": 80}
     for part in ("text_encoder", "text_encoder_2"):
         if part in configs:
             configs[part] |= TINY_TEXT
+    if xl:
+        # Of another width than the first, as it really is: readers of single-file checkpoints tell them apart by it.
+        configs["text_encoder_2"] |= {"hidden_size": 48}
     vae = configs["vae"]
     if vae["_class_name"] == "AutoencoderKL":
         vae |= {"block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 32,
