@@ -16,9 +16,15 @@ def main(argv=None):
         if asked.offline:
             os.environ["HF_HUB_OFFLINE"] = "1"
         try:
+            import diffusers
+            import transformers
+
             from . import convert
         except ImportError as e:
             raise ExportError(f"{e}: pip install -r tools/requirements-export.txt") from None
+        for library in (diffusers, transformers):
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()
         convert.Conversion(asked).run()
     except ExportError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import diffusers
 import torch
+import transformers
 from safetensors import safe_open
 
 from .errors import ExportError
@@ -31,11 +32,13 @@ def adapted(network):
 
 def fuse(networks, xl, loras, say):
     """Fuses `loras`, one after another, each with its scale, into {name: network} of U-Net and text encoders, in place."""
+    # They report the loading of adapters as missing weights of the network.
     diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
     cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
     others = dict.fromkeys(["vae", "tokenizer", "feature_extractor", "image_encoder"] + (["tokenizer_2"] if xl else ["safety_checker"]))
     more = {} if xl else {"requires_safety_checker": False}
-    pipeline = cls(**networks, **others, **more, scheduler=diffusers.DDIMScheduler())
+    pipeline = cls(**networks, **others, **more, scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
     for lora in loras:
         try:
             pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, local_files_only=True, use_safetensors=True)

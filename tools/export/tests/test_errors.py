@@ -1,0 +1,111 @@
+"""What is refused, with words that help, and without a trace at OUT."""
+
+import json
+import shutil
+from unittest import mock
+
+from export import convert
+from export.tests import common
+
+
+class Errors(common.Case):
+    def setUp(self):
+        super().setUp()
+        self.out = self.folder / "out"
+
+    def changed(self, name, **values):
+        """A copy of a tiny model with some values of a JSON file changed."""
+        folder = self.folder / "changed"
+        shutil.copytree(common.model("sd15"), folder)
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        return folder
+
+    def check(self, words, *arguments):
+        text = self.error(*arguments)
+        for word in words if isinstance(words, tuple) else (words,):
+            self.assertIn(word, text)
+        self.assertNotIn("Traceback", text)
+        self.assertFalse(self.out.exists())
+
+    def test_sources(self):
+        (self.folder / "empty").mkdir()
+        (self.folder / "m.ckpt").write_bytes(b"x")
+        (self.folder / "m.safetensors").write_bytes(b"x")
+        (self.folder / "m.txt").write_bytes(b"x")
+        self.check("model_index.json", self.folder / "empty", self.out)
+        self.check(("pickled", "convert"), self.folder / "m.ckpt", self.out)
+        self.check("not a .safetensors file", self.folder / "m.safetensors", self.out)
+        self.check("expected a .safetensors", self.folder / "m.txt", self.out)
+        self.check("no such folder", self.folder / "a" / "b" / "c", self.out)
+
+    def test_pickled_weights_in_a_folder(self):
+        folder = self.changed("model_index.json")
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+        self.check("pickled", folder, self.out)
+
+    def test_pipelines(self):
+        for name in ("StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionInpaintPipeline"):
+            folder = self.changed("model_index.json", _class_name=name)
+            self.check((name, "not supported"), folder, self.out)
+            shutil.rmtree(folder)
+
+    def test_parts(self):
+        for changes, word in [({"text_encoder": [None, None]}, "no text_encoder"), ({"requires_aesthetics_score": True}, "refiner"), ({"vae": ["diffusers", "AutoencoderKLMagvit"]}, "AutoencoderKLMagvit")]:
+            folder = self.changed("model_index.json", **changes)
+            self.check(word, folder, self.out)
+            shutil.rmtree(folder)
+
+    def test_unets(self):
+        for changes, word in [({"in_channels": 9}, "inpainting"), ({"in_channels": 8}, "8"), ({"num_class_embeds": 1000}, "num_class_embeds"), ({"encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type")]:
+            folder = self.changed("unet/config.json", **changes)
+            self.check(word, folder, self.out)
+            shutil.rmtree(folder)
+
+    def test_out_exists(self):
+        self.out.mkdir()
+        (self.out / "mine.txt").write_text("x")
+        self.assertIn("--force", self.error(common.model("sd15"), self.out))
+        # Nor does --force take away what is no model folder.
+        self.assertIn("not a model folder", self.error(common.model("sd15"), self.out, "--force"))
+        self.assertEqual((self.out / "mine.txt").read_text(), "x")
+
+    def test_sizes(self):
+        self.check("multiples of 4", common.model("sd15"), self.out, "--size", "34")
+        self.check("--size", common.model("sd15"), self.out, "--size", "12x")
+
+    def test_clip_skip(self):
+        self.check("--clip-skip", common.model("sd15"), self.out, "--clip-skip", "3")
+
+    def test_autoencoders(self):
+        self.check("no such folder", common.model("sd15"), self.out, "--vae", self.folder / "none")
+        self.check("UNet2DConditionModel", common.model("sd15"), self.out, "--vae", common.model("sd15") / "unet")
+        vae = self.folder / "vae"
+        shutil.copytree(common.model("sd-turbo") / "vae", vae)
+        config = json.loads((vae / "config.json").read_text())
+        (vae / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
+        self.check(("16 channels", "U-Net wants 4"), common.model("sd15"), self.out, "--vae", vae)
+
+    def test_an_interrupted_export_goes_on_where_it_stopped(self):
+        model = common.model("sd-turbo")
+        real = convert.to_onnx.export
+        seen = []
+
+        def until_the_unet(spec, *rest):
+            seen.append(spec.component)
+            if spec.component == "unet":
+                (rest[-1] / "model.onnx").write_bytes(b"half")
+                raise convert.ExportError("the disk is full")
+            real(spec, *rest)
+
+        with mock.patch.object(convert.to_onnx, "export", until_the_unet):
+            self.check("the disk is full", model, self.out)
+        self.assertEqual(seen, ["text_encoder", "unet"])
+        self.assertTrue((self.folder / "out.partial").is_dir())
+        with mock.patch.object(convert.to_onnx, "export", side_effect=lambda spec, *rest: seen.append(spec.component) or real(spec, *rest)):
+            common.export(model, self.out, "--keep-work")
+            self.assertEqual(seen[2:], ["unet", "vae_encoder", "vae_decoder"])
+            # Other options: only what they change is done again.
+            common.export(model, self.out, "--force", "--size", "32", "--prompt", "x")
+        self.assertEqual(seen[5:], ["unet", "vae_encoder", "vae_decoder"])
+        self.assertTrue((self.out / "unet" / "model.onnx").stat().st_size > 1000)

@@ -1,0 +1,167 @@
+"""The parts that need no export: options, defaults, manifest, vocabulary, hub, workspace."""
+
+import argparse
+import math
+import pathlib
+import tomllib
+from unittest import mock
+
+from export import check, defaults, hub, manifest, options, source, vocabulary, workspace
+from export.errors import ExportError
+from export.tests import common
+
+
+class Options(common.Case):
+    def test_a_scale_is_told_from_a_drive_letter(self):
+        for text, path, scale in [
+            ("a.safetensors", "a.safetensors", 1.0), ("a.safetensors:0.5", "a.safetensors", 0.5), ("C:\\x\\a.safetensors", "C:\\x\\a.safetensors", 1.0),
+            ("C:\\a.safetensors:.25", "C:\\a.safetensors", 0.25), ("d:a:-1e-1", "d:a", -0.1),
+        ]:
+            self.assertEqual(options.lora(text), options.Lora(pathlib.Path(path), scale))
+        for text in ("a:nan", "a:inf", "a:0", "a:1e9", ""):
+            with self.assertRaises(argparse.ArgumentTypeError):
+                options.lora(text)
+
+    def test_sizes(self):
+        self.assertEqual([options.size(t) for t in ("dynamic", "512", "768x512")], [None, (512, 512), (768, 512)])
+        for text in ("0", "512x", "axb", "-8", "9000", "512x4"):
+            with self.assertRaises(argparse.ArgumentTypeError):
+                options.size(text)
+        with self.assertRaises(argparse.ArgumentTypeError):
+            options.batch("0")
+
+    def test_contradicting_defaults(self):
+        for wrong in (["--t-index-list", "1,2", "--steps", "2"], ["--t-index-list", "10,50"], ["--cfg-type", "some"]):
+            with self.assertRaises(ExportError):
+                common.asked("a", "b", *wrong)
+
+
+class Defaults(common.Case):
+    def test_kinds(self):
+        for label, scheduler, distilled, loras, kind in [
+            ("stabilityai/sd-turbo", "EulerDiscreteScheduler", False, [], "turbo"), ("sdxl_turbo_fp16.safetensors", "", False, [], "turbo"),
+            ("SimianLuo/LCM_Dreamshaper_v7", "LCMScheduler", True, [], "lcm"), ("v1-5-pruned", "PNDMScheduler", False, ["pytorch_lora_weights.safetensors"], "plain"),
+            ("v1-5-pruned", "PNDMScheduler", False, ["lcm-lora-sdv1-5.safetensors"], "lcm"), ("x", "PNDMScheduler", False, ["TCD-SD15-LoRA.safetensors"], "lcm"),
+            ("x", "", False, ["Hyper-SD15-4steps-lora.safetensors"], "lcm"), ("dreamshaperLCM", "", False, [], "lcm"), ("turbine", "", False, [], "plain"),
+        ]:
+            self.assertEqual(defaults.kind(label, scheduler, distilled, loras), kind, (label, loras))
+
+
+class Manifest(common.Case):
+    def test_what_is_written_is_read_again(self):
+        odd = 'q"uo\\te\n\t\x7f\x01 ü'
+        tables = {"": {"name": odd, "none": None}, "empty": {}, "a.b": {"x y": 1.0, "small": 1e-7, "list": [{"file": odd, "scale": -0.5}], "yes": True, "n": [1, 2]}}
+        read = tomllib.loads(manifest.render(tables))
+        self.assertEqual(read, {"name": odd, "a": {"b": {"x y": 1.0, "small": 1e-7, "list": [{"file": odd, "scale": -0.5}], "yes": True, "n": [1, 2]}}})
+        with self.assertRaises(ValueError):
+            manifest.render({"": {"x": math.nan}})
+
+
+class Vocabulary(common.Case):
+    def test_it_is_clips(self):
+        tokens, merges = vocabulary.load()
+        self.assertEqual((len(tokens), len(merges), tokens["<|startoftext|>"], tokens["<|endoftext|>"]), (49408, 48894, 49406, 49407))
+        vocabulary.write(self.folder / "t", {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "model_max_length": 77})
+        tokenizer = source.load_tokenizer(self.folder / "t")
+        self.assertEqual(tokenizer("a photo of a cat").input_ids, [49406, 320, 1125, 539, 320, 2368, 49407])
+
+
+class Hub(common.Case):
+    FILES = {
+        "model_index.json": 1, "unet/config.json": 1, "unet/diffusion_pytorch_model.safetensors": 100, "unet/diffusion_pytorch_model.fp16.safetensors": 50, "unet/diffusion_pytorch_model.bin": 100,
+        "unet/diffusion_pytorch_model.non_ema.safetensors": 100, "vae/config.json": 1, "vae/diffusion_pytorch_model.fp16.safetensors": 7, "tokenizer/merges.txt": 3, "sd_turbo.safetensors": 999, "image.png": 5,
+    }
+
+    def test_only_what_is_needed_is_fetched(self):
+        self.assertEqual(
+            set(hub.choose(self.FILES, ["unet", "vae", "tokenizer"])),
+            {"unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors", "tokenizer/merges.txt"},
+        )
+
+    def test_a_download_is_announced_with_its_size(self):
+        import huggingface_hub
+
+        info = mock.Mock(sha="abc", siblings=[mock.Mock(rfilename=n, size=s * 10**6) for n, s in self.FILES.items()])
+        said = []
+        with mock.patch.object(huggingface_hub.HfApi, "model_info", return_value=info), mock.patch.object(huggingface_hub, "snapshot_download", side_effect=lambda *a, **k: said.append(k) or "there"):
+            self.assertEqual(hub.fetch_pipeline("a/b", False, False, said.append), "there")
+        self.assertIn("a/b", said[0])
+        self.assertIn("0.10 GB", said[0])
+        self.assertEqual(said[1]["revision"], "abc")
+        self.assertIn("model_index.json", said[1]["allow_patterns"])
+        self.assertNotIn("sd_turbo.safetensors", said[1]["allow_patterns"])
+
+    def test_offline_asks_nobody(self):
+        import huggingface_hub
+
+        with mock.patch.object(huggingface_hub.HfApi, "model_info", side_effect=AssertionError("asked")):
+            self.assertIn("--offline", self.error("no-such-owner/no-such-model", self.folder / "out", "--offline"))
+
+
+class Workspace(common.Case):
+    def test_only_a_whole_component_counts_as_finished(self):
+        space = workspace.Workspace(self.folder / "out")
+        space.open()
+        folder = space.begin("unet")
+        (folder / "model.onnx").write_bytes(b"half")
+        self.assertIsNone(space.finished("unet", "k"))
+        self.assertFalse(folder.exists())
+        for spoil in (None, "key", "content", "extra", "marker"):
+            folder = space.begin("unet")
+            (folder / "model.onnx").write_bytes(b"whole")
+            space.finish("unet", "k", error=0.5)
+            if spoil == "content":
+                (folder / "model.onnx").write_bytes(b"other")
+            elif spoil == "extra":
+                (folder / "model.onnx_data").write_bytes(b"left over")
+            elif spoil == "marker":
+                (folder / workspace.MARKER).write_text("{")
+            note = space.finished("unet", "other" if spoil == "key" else "k")
+            self.assertEqual(note and note["error"], None if spoil else 0.5, spoil)
+
+    def test_the_name_is_given_last_and_markers_go(self):
+        for keep in (False, True):
+            space = workspace.Workspace(self.folder / f"out{keep}", force=True)
+            space.out.mkdir()
+            (space.out / "model_index.json").write_text("old")
+            space.open()
+            (space.begin("unet") / "model.onnx").write_bytes(b"new")
+            space.finish("unet", "k", error=0.0)
+            self.assertEqual(set(space.files()), {"unet/model.onnx"})
+            self.assertEqual((space.out / "model_index.json").read_text(), "old")
+            space.publish(keep)
+            self.assertEqual([p.relative_to(space.out).as_posix() for p in space.out.rglob("*") if p.is_file()], ["unet/model.onnx"])
+            self.assertEqual(space.partial.exists(), keep)
+            self.assertEqual(bool(keep and space.finished("unet", "k")), keep)
+            self.assertEqual({p.name for p in self.folder.iterdir() if p.name.startswith(f"out{keep}")}, {f"out{keep}"} | ({f"out{keep}.partial"} if keep else set()))
+
+    def test_too_little_disk(self):
+        space = workspace.Workspace(self.folder / "out")
+        space.open()
+        with self.assertRaisesRegex(ExportError, "GB of disk are needed"):
+            space.check_space(1 << 60)
+
+
+class Check(common.Case):
+    def test_a_graph_that_differs_is_an_error(self):
+        import onnx
+        import torch
+        from onnx import TensorProto, helper
+
+        from export import graphs
+
+        node = helper.make_node("Mul", ["x", "two"], ["y"])
+        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 2]) for n in "xy"]
+        graph = helper.make_graph([node], "g", values[:1], values[1:], [helper.make_tensor("two", TensorProto.FLOAT, [], [2.0])])
+        path = self.folder / "model.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+        x = graphs.Input("x", (graphs.Axis("batch"), 2), graphs.normal())
+        for factor, fails in [(2.0, False), (2.0001, False), (2.01, True), (math.inf, True)]:
+            spec = graphs.GraphSpec("unet", None, [x], {"y": ()}, lambda t, f=factor: [t * f], [{"batch": 2}, {"batch": 1}, {"batch": 3}])
+            batches = check.inputs(spec, torch.float32)
+            wanted = check.expected(spec, batches)
+            if fails:
+                with self.assertRaises(ExportError):
+                    check.compare(spec, path, batches, wanted, torch.float32)
+            else:
+                self.assertLess(check.compare(spec, path, batches, wanted, torch.float32).relative, 1e-3)
