@@ -184,7 +184,7 @@ class Conversion:
         write("model_index.json", index)
 
         distilled = unet_config.get("time_cond_proj_dim") is not None
-        kind = defaults.kind(o.name or source.label, scheduler.get("_class_name", ""), distilled, [l["file"] for l in loras])
+        kind = defaults.kind(o.name or source.label, scheduler.get("_class_name", ""), distilled, [lora.called(l.path) for l in o.loras])
         table = defaults.choose(kind, source.xl, distilled, unet_config, kinds.vae_scale(picture.config), o.size)
         if kind == "plain":
             print("  note: nothing tells that this model works in a few steps; an LCM- or TCD-LoRA (--lora) makes it one that does", flush=True)

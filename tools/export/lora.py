@@ -23,6 +23,11 @@ def check_files(loras):
             raise ExportError(f"--lora {lora.path}: not a .safetensors file: {e}") from None
 
 
+def called(path):
+    """What a LoRA is called: its file's name, or the whole path where that is the name diffusers gives all of them."""
+    return path.as_posix() if path.stem == "pytorch_lora_weights" else path.name
+
+
 def adapted(network):
     """Number of layers of a network that an adapter changes."""
     from peft.tuners.tuners_utils import BaseTunerLayer

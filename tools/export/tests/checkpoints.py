@@ -79,24 +79,29 @@ def open_clip(model, prefix):
     return {prefix + k: v for k, v in out.items()}
 
 
-def write(folder, path, metadata=None, extra=None):
-    """The diffusers folder as one .safetensors file."""
-    origin = source.FolderSource(folder)
-    config = origin.config("unet")
-    tensors = {"model.diffusion_model." + unet_name(k, config): v for k, v in origin.load("unet").state_dict().items()}
-    vae = origin.load("vae")
+def tensors(networks, config, xl):
+    """{original name: tensor} of {part: network}; `config` is the U-Net's."""
+    out = {"model.diffusion_model." + unet_name(k, config): v for k, v in networks["unet"].state_dict().items()}
+    vae = networks["vae"]
     for k, v in vae.state_dict().items():
         name = vae_name(k, len(vae.config.block_out_channels))
         # Its attention was made of 1×1 convolutions.
-        tensors["first_stage_model." + name] = v[:, :, None, None] if ".attn_1." in name and v.dim() == 2 else v
-    text = origin.load("text_encoder")
-    if origin.xl:
-        tensors |= clip(text, "conditioner.embedders.0.transformer.")
-        tensors |= open_clip(origin.load("text_encoder_2"), "conditioner.embedders.1.model.")
+        out["first_stage_model." + name] = v[:, :, None, None] if ".attn_1." in name and v.dim() == 2 else v
+    text = networks["text_encoder"]
+    if xl:
+        out |= clip(text, "conditioner.embedders.0.transformer.")
+        out |= open_clip(networks["text_encoder_2"], "conditioner.embedders.1.model.")
     elif text.config.hidden_act == "gelu":
-        tensors |= open_clip(text, "cond_stage_model.model.")
+        out |= open_clip(text, "cond_stage_model.model.")
     else:
-        tensors |= clip(text, "cond_stage_model.transformer.")
-    tensors |= extra or {}
-    safetensors.torch.save_file({k: v.clone().contiguous() for k, v in tensors.items()}, path, metadata)
+        out |= clip(text, "cond_stage_model.transformer.")
+    return out
+
+
+def write(folder, path, metadata=None, extra=None):
+    """The diffusers folder as one .safetensors file."""
+    origin = source.FolderSource(folder)
+    networks = {part: origin.load(part) for part in ["unet", "vae", *origin.text_encoders]}
+    found = tensors(networks, origin.config("unet"), origin.xl) | (extra or {})
+    safetensors.torch.save_file({k: v.clone().contiguous() for k, v in found.items()}, path, metadata)
     return path

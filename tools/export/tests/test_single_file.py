@@ -1,9 +1,64 @@
 """Single-file checkpoints give the networks of the folder they were made from."""
 
-import torch
+import types
+from unittest import mock
 
-from export import single_file, source
+import diffusers
+import safetensors.torch
+import torch
+import transformers
+
+from export import errors, single_file, source
 from export.tests import checkpoints, common
+
+
+WEIGHTS = {
+    # As published for these models.
+    "sd15": {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863},
+    "sd21": {"unet": 865_910_724, "text_encoder": 340_387_840, "vae": 83_653_863},
+    "sd21-v": {"unet": 865_910_724, "text_encoder": 340_387_840, "vae": 83_653_863},
+    "sdxl": {"unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863},
+}
+
+
+def outline(name):
+    """Full-size networks of a built-in configuration, without weights."""
+    folder, networks = single_file.CONFIGS / name, {}
+    index = source.read_json(folder / "model_index.json")
+    for part in WEIGHTS[name]:
+        config, kind = source.read_json(folder / part / "config.json"), index[part][1]
+        with torch.device("meta"):
+            if kind.startswith("CLIP"):
+                networks[part] = getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
+            else:
+                networks[part] = getattr(diffusers, kind).from_config(config)
+    return networks, source.read_json(folder / "unet" / "config.json")
+
+
+class BuiltIn(common.Case):
+    def test_the_configurations_are_of_the_published_sizes(self):
+        for name, sizes in WEIGHTS.items():
+            networks, _ = outline(name)
+            self.assertEqual({p: sum(w.numel() for w in n.parameters()) for p, n in networks.items()}, sizes, name)
+
+    def test_a_full_size_checkpoint_is_told_by_its_shapes(self):
+        path = self.folder / "m.safetensors"
+        path.write_bytes(b"only its header is read, and that is mocked")
+        for name, metadata, prediction in [("sd15", {}, "epsilon"), ("sd21", {"modelspec.prediction_type": "v"}, "v_prediction"), ("sdxl", {}, "epsilon")]:
+            networks, config = outline(name)
+            shapes = {k: types.SimpleNamespace(shape=tuple(v.shape)) for k, v in checkpoints.tensors(networks, config, name == "sdxl").items()}
+            with mock.patch.object(single_file, "header", return_value=(shapes, metadata)):
+                found = single_file.SingleFileSource(path)
+            self.assertEqual((found.folder.name, found.prediction, found.xl), (name, prediction, name == "sdxl"))
+            self.assertEqual(found.elements("unet"), WEIGHTS[name]["unet"])
+            if name == "sd21":
+                with mock.patch.object(single_file, "header", return_value=(shapes, {})), self.assertRaisesRegex(errors.ExportError, "--prediction"):
+                    single_file.SingleFileSource(path)
+
+    def test_an_inpainting_checkpoint_is_refused(self):
+        path = self.folder / "m.safetensors"
+        safetensors.torch.save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}, path)
+        self.assertIn("inpainting", self.error(path, self.folder / "out"))
 
 
 class SingleFile(common.Case):
@@ -36,9 +91,6 @@ class SingleFile(common.Case):
             self.assertEqual((self.folder / "out" / name).read_bytes(), (common.exported("sd15") / name).read_bytes(), name)
 
     def test_the_prediction_type_is_what_the_file_tells(self):
-        full = {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)}
-        shapes = single_file.header(checkpoints.write(common.model("sd15"), self.folder / "a.safetensors"))[0]
-        self.assertEqual(set(shapes) & set(full), set(full))
         self.assertEqual(single_file.prediction({}, {}, "v1"), "epsilon")
         self.assertEqual(single_file.prediction({"v_pred": None}, {}, "xl_base"), "v_prediction")
         self.assertEqual(single_file.prediction({}, {"modelspec.prediction_type": "v"}, "v2"), "v_prediction")

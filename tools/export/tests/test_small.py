@@ -46,6 +46,13 @@ class Defaults(common.Case):
         ]:
             self.assertEqual(defaults.kind(label, scheduler, distilled, loras), kind, (label, loras))
 
+    def test_a_lora_of_the_common_name_is_called_by_its_folder(self):
+        from export import lora
+
+        path = pathlib.Path("models--latent-consistency--lcm-lora-sdv1-5/snapshots/x/pytorch_lora_weights.safetensors")
+        self.assertEqual(defaults.kind("v1-5", "", False, [lora.called(path)]), "lcm")
+        self.assertEqual(defaults.kind("v1-5", "", False, [lora.called(pathlib.Path("lcm/style.safetensors"))]), "plain")
+
 
 class Manifest(common.Case):
     def test_what_is_written_is_read_again(self):
