@@ -6,6 +6,7 @@
 
 mod component;
 mod graph;
+mod index;
 mod inspection;
 mod manifest;
 pub mod prompt;
@@ -18,11 +19,10 @@ mod wire;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
-
 use component::Layer;
 pub use component::{Component, ComponentFile, Config, Role, SIZE_IDS};
 pub use graph::{Dtype, Graph, Port};
+use index::{Family, check_index};
 pub use inspection::Inspection;
 pub use manifest::{
     Defaults, Export, ExportBatch, ExportDtype, ExportSize, Lora, Manifest, ManifestLimits,
@@ -288,101 +288,6 @@ impl TextEncoder {
         )?;
         Ok(Self { file, tokenizer })
     }
-}
-
-/// The pipelines that are supported, by what their U-Net wants to know of the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    /// Stable Diffusion 1 and 2, latent consistency models: one text encoder.
-    StableDiffusion,
-    /// Stable Diffusion XL: two.
-    StableDiffusionXl,
-}
-
-impl Family {
-    /// Its text encoders, the folders of their tokenizers, and which layer's output is used.
-    fn text_encoders(self) -> &'static [(Component, &'static str, Layer)] {
-        match self {
-            Self::StableDiffusion => &[(Component::TextEncoder, "tokenizer", Layer::Last)],
-            Self::StableDiffusionXl => &[
-                (Component::TextEncoder, "tokenizer", Layer::Penultimate),
-                (
-                    Component::TextEncoder2,
-                    "tokenizer_2",
-                    Layer::PenultimateAndPooled,
-                ),
-            ],
-        }
-    }
-}
-
-/// Checks that `model_index.json` names a pipeline of a supported family and no component beyond it. Also gives what it
-/// says of empty negative prompts.
-fn check_index(path: &Path) -> Result<(Family, bool)> {
-    let index: Map<String, Value> = read::json(path, read::CONFIG_LIMIT)?;
-    let class = index
-        .get("_class_name")
-        .and_then(Value::as_str)
-        .ok_or_else(|| Error::invalid(path, "expected the pipeline's name at _class_name"))?;
-    let name = class
-        .strip_prefix("Onnx")
-        .or(class.strip_prefix("ORT"))
-        .unwrap_or(class);
-    let family = if name.starts_with("StableDiffusionXL") {
-        Some(Family::StableDiffusionXl)
-    } else if name.starts_with("StableDiffusion3") {
-        None
-    } else if name.starts_with("StableDiffusion") || name.starts_with("LatentConsistencyModel") {
-        Some(Family::StableDiffusion)
-    } else {
-        None
-    };
-    let Some(family) = family else {
-        return Err(Error::invalid(
-            path,
-            format!(
-                "unsupported: _class_name is {class:?}, expected a StableDiffusion…, StableDiffusionXL… or LatentConsistencyModel… pipeline"
-            ),
-        ));
-    };
-    let known = [
-        "scheduler",
-        "text_encoder",
-        "tokenizer",
-        "unet",
-        "vae",
-        "vae_encoder",
-        "vae_decoder",
-        "safety_checker",
-        "feature_extractor",
-        "image_encoder",
-    ];
-    let second = ["text_encoder_2", "tokenizer_2"];
-    // A component is a pair of library and class; [null, null] says that the pipeline goes without it.
-    let has = |value: &Value| {
-        value
-            .as_array()
-            .is_some_and(|pair| pair.iter().any(|v| !v.is_null()))
-    };
-    for (key, value) in &index {
-        let of_xl = family == Family::StableDiffusionXl && second.contains(&key.as_str());
-        if has(value) && !known.contains(&key.as_str()) && !of_xl {
-            return Err(Error::invalid(
-                path,
-                format!("unsupported: it names the component {key:?}"),
-            ));
-        }
-    }
-    // The refiner, which restyles what the base model made, has no first text encoder.
-    if family == Family::StableDiffusionXl && index.get("text_encoder").is_some_and(|v| !has(v)) {
-        return Err(Error::invalid(
-            path,
-            "unsupported: it has no text_encoder, as the refiner of Stable Diffusion XL; expected a base model",
-        ));
-    }
-    let zeros = index.get("force_zeros_for_empty_prompt");
-    let zero_negative = family == Family::StableDiffusionXl && zeros == Some(&Value::Bool(true));
-    Ok((family, zero_negative))
 }
 
 /// Checks that tokenizers, text encoders and U-Net agree on the text embeddings' shapes.
