@@ -35,6 +35,12 @@ def adapted(network):
     return sum(isinstance(m, BaseTunerLayer) for m in network.modules())
 
 
+def layers_in(path):
+    """Number of layers that a LoRA file has matrices for."""
+    with safe_open(path, "pt") as f:
+        return sum("lora" in k and k.endswith(("down.weight", "lora_A.weight")) for k in f.keys())
+
+
 def fuse(networks, xl, loras, say):
     """Fuses `loras`, one after another, each with its scale, into {name: network} of U-Net and text encoders, in place."""
     # They report the loading of adapters as missing weights of the network.
@@ -59,6 +65,9 @@ def fuse(networks, xl, loras, say):
                 f"--lora {lora.path}: does not fit this model ({type(e).__name__}: {str(e)[:600]}): a LoRA fits only models of the architecture it was trained on"
             ) from e
         say(f"  {lora.path.name}: fused with {lora.scale:g} into " + ", ".join(f"{c} layers of {n}" for n, c in counts.items() if c))
+        unused = layers_in(lora.path) - sum(counts.values())
+        if unused > 0:
+            say(f"  warning: {lora.path.name}: {unused} of its {layers_in(lora.path)} layers are not in this model and were left out")
     left = sum(adapted(network) for network in networks.values())
     if left:
         raise ExportError(f"diffusers left {left} adapter layers behind after fusing; is its version the pinned one?")

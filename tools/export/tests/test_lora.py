@@ -35,10 +35,10 @@ def adapted(folder, path, seed=0):
     return path
 
 
-def linear_layers(nets, part):
-    """{name: linear layer of the attention} of a network."""
-    ends = tuple(TARGETS["unet"] if part == "unet" else TARGETS["text_encoder"])
-    return {n: m for n, m in nets[part].named_modules() if isinstance(m, torch.nn.Linear) and n.endswith(ends)}
+def layers_of(nets, part):
+    """{name: layer} of those that LCM-LoRAs and the like change: attention, and in the U-Net convolutions and time projections too."""
+    ends = (*TARGETS["unet"], "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "downsamplers.0.conv") if part == "unet" else tuple(TARGETS["text_encoder"])
+    return {n: m for n, m in nets[part].named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and n.endswith(ends)}
 
 
 def kohya(folder, path, seed=1, parts=("unet", "text_encoder")):
@@ -48,10 +48,11 @@ def kohya(folder, path, seed=1, parts=("unet", "text_encoder")):
     prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_" if xl else "lora_te_text_model_"}
     tensors = {}
     for part in parts:
-        for name, layer in linear_layers(nets, part).items():
+        for name, layer in layers_of(nets, part).items():
             key = prefixes[part] + name.removeprefix("text_model.").replace(".", "_")
-            tensors[key + ".lora_down.weight"] = torch.randn(RANK, layer.in_features, generator=generator) * 0.1
-            tensors[key + ".lora_up.weight"] = torch.randn(layer.out_features, RANK, generator=generator) * 0.1
+            out, into, *window = layer.weight.shape
+            tensors[key + ".lora_down.weight"] = torch.randn(RANK, into, *window, generator=generator) * 0.1
+            tensors[key + ".lora_up.weight"] = torch.randn(out, RANK, *[1] * len(window), generator=generator) * 0.1
             tensors[key + ".alpha"] = torch.tensor(ALPHA)
     safetensors.torch.save_file(tensors, path)
     return path
@@ -65,16 +66,17 @@ def by_formula(folder, path, scale):
     out = {}
     for part, prefix in prefixes.items():
         out[part] = {}
-        for name, layer in linear_layers(nets, part).items():
+        for name, layer in layers_of(nets, part).items():
             key = prefix + name.removeprefix("text_model.").replace(".", "_")
-            delta = tensors[key + ".lora_up.weight"].double() @ tensors[key + ".lora_down.weight"].double()
+            up, down = tensors[key + ".lora_up.weight"].double(), tensors[key + ".lora_down.weight"].double()
+            delta = (up.flatten(1) @ down.flatten(1)).reshape(layer.weight.shape)
             out[part][name] = (layer.weight.double() + scale * ALPHA / RANK * delta).float()
     return out
 
 
-def fused(folder, *pairs):
+def fused(folder, *pairs, say=lambda text: None):
     nets, xl = networks(folder)
-    return lora.fuse(nets, xl, [options.Lora(p, s) for p, s in pairs], lambda text: None)
+    return lora.fuse(nets, xl, [options.Lora(p, s) for p, s in pairs], say)
 
 
 class Fusing(common.Case):
@@ -137,6 +139,21 @@ class Fusing(common.Case):
         nets = fused(folder, (path, 1.0))
         for name, weight in plain["text_encoder"].state_dict().items():
             self.assertTrue(torch.equal(weight, nets["text_encoder"].state_dict()[name]))
+
+    def test_layers_that_are_left_out_are_told(self):
+        folder, said = common.model("sd15"), []
+        path = kohya(folder, self.folder / "k.safetensors", parts=("unet",))
+        tensors = safetensors.torch.load_file(path)
+        count = len(tensors) // 3
+        fused(folder, (path, 1.0), say=said.append)
+        self.assertEqual([t.split(": ", 1)[1] for t in said], [f"fused with 1 into {count} layers of unet"])
+        # As a LoRA trained on a larger model of the same family has.
+        extra = "lora_unet_mid_block_attentions_0_transformer_blocks_7_attn1_to_q"
+        tensors |= {f"{extra}.lora_down.weight": torch.ones(RANK, 64), f"{extra}.lora_up.weight": torch.ones(64, RANK), f"{extra}.alpha": torch.tensor(ALPHA)}
+        safetensors.torch.save_file(tensors, path)
+        said.clear()
+        fused(folder, (path, 1.0), say=said.append)
+        self.assertIn(f"1 of its {count + 1} layers", said[-1])
 
     def test_a_lora_that_fits_no_layer_is_an_error(self):
         path = self.folder / "other.safetensors"
