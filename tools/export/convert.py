@@ -74,6 +74,15 @@ class Conversion:
         space = Workspace(o.out, o.force)
         lora.check_files(o.loras)
         space.open()
+        try:
+            return self.write(space, found)
+        except BaseException:
+            space.close()
+            raise
+
+    def write(self, space, found):
+        """`run`, once OUT.partial is there."""
+        o = self.options
         print_line = (lambda text: None) if self.quiet else (lambda text: print(text, flush=True))
         source = open_source(o, print_line)
         picture = vae.open_vae(o, source, print_line)

@@ -2,6 +2,7 @@
 
 import re
 
+from . import kinds, source
 from .errors import ExportError
 from .progress import gigabytes
 
@@ -38,8 +39,12 @@ def fetch(name, parts, offline, say, top=()):
         info = huggingface_hub.HfApi().model_info(name, files_metadata=True)
         sizes = {f.rfilename: f.size or 0 for f in info.siblings}
         wanted = choose(sizes, parts) | {p: sizes[p] for p in top if p in sizes}
+        index = huggingface_hub.hf_hub_download(name, "model_index.json", revision=info.sha) if "model_index.json" in top and "model_index.json" in sizes else None
     except Exception as e:
         raise ExportError(f"{name}: the hub could not be asked about it ({type(e).__name__}: {str(e)[:300]}); is it spelt right, and is the network there?") from None
+    if index is not None:
+        # Before gigabytes of a pipeline that is not supported are fetched.
+        kinds.check_pipeline(source.read_json(index), f"{name}/model_index.json")
     if not any(p.endswith(".safetensors") for p in wanted):
         raise ExportError(f"{name}: has no .safetensors weights in the diffusers layout; pickled ones are never loaded")
     say(f"{name}: downloading {len(wanted)} files, {gigabytes(sum(wanted.values()))} (what the cache has already is not fetched again)")

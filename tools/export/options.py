@@ -132,7 +132,7 @@ def parser():
     p = argparse.ArgumentParser(
         prog="export_model.py",
         description="Writes a Stable Diffusion 1.x, 2.x, XL or latent consistency model as a folder of ONNX graphs for the streamdiffusion element.",
-        epilog="Nothing is downloaded unless SOURCE is a hub id, or --vae tiny needs TAESD for a hub model; that is announced first, and --offline forbids it.",
+        epilog="Nothing is downloaded unless SOURCE is a hub id, or --vae tiny needs TAESD or TAESDXL; that is announced first, and --offline forbids it.",
     )
     p.add_argument("source", metavar="SOURCE", help="a diffusers folder, a hub id such as stabilityai/sd-turbo, or a single-file .safetensors checkpoint")
     p.add_argument("out", metavar="OUT", type=pathlib.Path, help="the folder to write; it must not exist (see --force)")
@@ -152,7 +152,7 @@ def parser():
     p.add_argument("--keep-work", action="store_true", help="keep OUT.partial, so that the next export with --force reuses the components that stay the same")
     group = p.add_argument_group("defaults written to the folder, for properties that a user leaves alone (chosen by the kind of model otherwise)")
     for key, (kind, text) in DEFAULTS.items():
-        group.add_argument("--" + key.replace("_", "-"), dest="default_" + key, type=kind, help=text)
+        group.add_argument("--" + key.replace("_", "-"), dest="default_" + key, type=kind, metavar={"prompt": "TEXT", "negative_prompt": "TEXT", "t_index_list": "I,J,…", "cfg_type": "TYPE"}.get(key, "N"), help=text)
     return p
 
 

@@ -29,6 +29,13 @@ class Workspace:
         except OSError as e:
             raise ExportError(f"{self.partial}: cannot be made: {e}") from None
 
+    def close(self):
+        """After a failure: removes OUT.partial if there is nothing in it to go on from."""
+        try:
+            self.partial.rmdir()
+        except OSError:
+            pass
+
     def check_space(self, needed):
         """An error where the disk has not `needed` bytes left."""
         free = shutil.disk_usage(self.partial).free

@@ -90,7 +90,8 @@ class Hub(common.Case):
 
         info = mock.Mock(sha="abc", siblings=[mock.Mock(rfilename=n, size=s * 10**6) for n, s in self.FILES.items()])
         said = []
-        with mock.patch.object(huggingface_hub.HfApi, "model_info", return_value=info), mock.patch.object(huggingface_hub, "snapshot_download", side_effect=lambda *a, **k: said.append(k) or "there"):
+        index = common.model("sd15") / "model_index.json"
+        with mock.patch.object(huggingface_hub, "hf_hub_download", return_value=str(index)), mock.patch.object(huggingface_hub.HfApi, "model_info", return_value=info), mock.patch.object(huggingface_hub, "snapshot_download", side_effect=lambda *a, **k: said.append(k) or "there"):
             self.assertEqual(hub.fetch_pipeline("a/b", False, False, said.append), "there")
         self.assertIn("a/b", said[0])
         self.assertIn("0.10 GB", said[0])
@@ -98,11 +99,24 @@ class Hub(common.Case):
         self.assertIn("model_index.json", said[1]["allow_patterns"])
         self.assertNotIn("sd_turbo.safetensors", said[1]["allow_patterns"])
 
+    def test_a_pipeline_that_is_not_supported_is_not_fetched(self):
+        import huggingface_hub
+
+        index = self.folder / "model_index.json"
+        index.write_text('{"_class_name": "FluxPipeline"}')
+        info = mock.Mock(sha="abc", siblings=[mock.Mock(rfilename=n, size=s) for n, s in self.FILES.items()])
+        with (
+            mock.patch.object(huggingface_hub.HfApi, "model_info", return_value=info), mock.patch.object(huggingface_hub, "hf_hub_download", return_value=str(index)),
+            mock.patch.object(huggingface_hub, "snapshot_download", side_effect=AssertionError("fetched")), self.assertRaisesRegex(ExportError, "FluxPipeline"),
+        ):
+            hub.fetch_pipeline("a/b", False, False, lambda text: None)
+
     def test_offline_asks_nobody(self):
         import huggingface_hub
 
         with mock.patch.object(huggingface_hub.HfApi, "model_info", side_effect=AssertionError("asked")):
             self.assertIn("--offline", self.error("no-such-owner/no-such-model", self.folder / "out", "--offline"))
+        self.assertEqual(list(self.folder.iterdir()), [])
 
 
 class Workspace(common.Case):
