@@ -50,17 +50,13 @@ fn main() -> Result<()> {
     let prepare = |model: &OnnxModel| {
         let text = model.encode_text(Some("a neon cat"), 1)?;
         let start = Instant::now();
-        let contexts = model.precompute(&timesteps, &text, (shape[2], shape[3]))?;
+        let contexts = model.precompute(&timesteps, &text, (shape[2], shape[3]), None)?;
         Ok((contexts, start.elapsed()))
     };
     let (of_whole, _) = prepare(&whole)?;
     let (of_split, ahead) = prepare(&split)?;
     println!("once per prompt or step list: {:.1} ms", ms(ahead));
-    let kept = |contexts: &[gststreamdiffusion::engine::Context<HostTensor>]| {
-        let tensors = contexts[0].tensors.iter();
-        tensors.map(|t| t.data().len() * 4).sum::<usize>() as f64 / 1e6
-    };
-    println!("kept for a row: {:.1} MB", kept(&of_split));
+    println!("kept for a row: {:.1} MB", of_split[0].bytes() as f64 / 1e6);
 
     let mut times = [Vec::new(), Vec::new()];
     let mut difference = 0f32;

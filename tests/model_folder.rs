@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::engine::onnxruntime::OnnxModel;
-use gststreamdiffusion::engine::{Context, Denoise, Model, Text, shared};
+use gststreamdiffusion::engine::{Denoise, Model, Text, shared};
 use gststreamdiffusion::model::{
     BetaSchedule, Dtype, ModelFolder, Posterior, PredictionType, Role,
 };
@@ -941,7 +941,8 @@ fn row(t: &HostTensor, i: usize) -> HostTensor {
 }
 
 fn encode_text(model: &OnnxModel, text: &str) -> HostTensor {
-    let chunks = model.chunks(text).unwrap().min(model.limits().most_chunks);
+    let chunks = model.chunks(text).unwrap();
+    let chunks = model.limits().chunks.unwrap_or(chunks);
     let text = model.encode_text(Some(text), chunks).unwrap();
     assert!(text.pooled.is_none());
     text.embedding
@@ -959,9 +960,9 @@ fn denoise(model: &OnnxModel, rows: &[Row]) -> gststreamdiffusion::error::Result
                 pooled: None,
             };
             let size = (sample.shape()[2], sample.shape()[3]);
-            Ok(model.precompute(&[*timestep], &text, size)?.remove(0))
+            Ok(model.precompute(&[*timestep], &text, size, None)?.remove(0))
         })
-        .collect::<gststreamdiffusion::error::Result<Vec<Context<HostTensor>>>>()?;
+        .collect::<gststreamdiffusion::error::Result<Vec<_>>>()?;
     let rows = rows.iter().zip(&contexts);
     let rows: Vec<_> = rows
         .map(|((sample, ..), context)| Denoise {
@@ -1102,6 +1103,63 @@ fn odd_graphs_are_served() {
             "at {i}: {found}, expected {expected}"
         );
     }
+}
+
+/// A graph that fixes the length of its text to several chunks gets as many, however short the prompt is.
+#[test]
+fn a_unet_may_want_several_chunks() {
+    let copy = Copy::parity();
+    let mean = message(
+        1,
+        &[string(1, "c"), string(2, "m"), string(4, "ReduceMean")],
+    );
+    let add = message(
+        1,
+        &[
+            string(1, "x"),
+            string(1, "m0"),
+            string(2, "y"),
+            string(4, "Add"),
+        ],
+    );
+    let flat = message(1, &[string(1, "m"), string(2, "m0"), string(4, "Squeeze")]);
+    copy.write(
+        "unet/model.onnx",
+        model(&[
+            port(11, "x", 1, &[1, 4, 8, 8]),
+            port(11, "t", 7, &[]),
+            port(11, "c", 1, &[1, 32, 32]),
+            port(12, "y", 1, &[1, 4, 8, 8]),
+            mean,
+            flat,
+            add,
+        ]),
+    );
+    let folder = copy.open();
+    assert_eq!(folder.chunks(), Some(2));
+    let loaded = OnnxModel::open(&folder).unwrap();
+    assert_eq!(loaded.chunks("a neon cat").unwrap(), 1);
+    let text = encode_text(&loaded, "a neon cat");
+    assert_eq!(text.shape(), [1, 32, 32]);
+    let sample = HostTensor::new(&[1, 4, 8, 8], vec![0.0; 256]);
+    let out = denoise(&loaded, &[(&sample, 0, &text)]).unwrap();
+    let mean = text.data().iter().sum::<f32>() / 1024.0;
+    close(
+        &out[0],
+        &HostTensor::new(&[1, 4, 8, 8], vec![mean; 256]),
+        1e-6,
+    );
+    // Half a chunk is another model's.
+    copy.write(
+        "unet/model.onnx",
+        model(&[
+            port(11, "x", 1, &[1, 4, 8, 8]),
+            port(11, "t", 7, &[]),
+            port(11, "c", 1, &[1, 24, 32]),
+            port(12, "y", 1, &[1, 4, 8, 8]),
+        ]),
+    );
+    copy.fails("unet/model.onnx", &["24 tokens", "expected 16"]);
 }
 
 #[test]

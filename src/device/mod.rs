@@ -42,7 +42,8 @@ pub trait Device: Send + Sync + 'static {
     /// Cosine of the angle between two tensors of one shape, seen as vectors; 1 when both are all zeros.
     fn cosine(&self, a: &Self::Tensor, b: &Self::Tensor) -> f32;
 
-    /// Noises clean latents: `a·latents + b·noise`, the one noise map `[1, C, h, w]` used for every frame of `latents` `[f, C, h, w]`.
+    /// Noises clean latents `[f, C, h, w]`: `a·latents + b·noise`, with one noise map `[1, C, h, w]` for all frames or one for
+    /// each `[f, C, h, w]`.
     fn add_noise(
         &self,
         a: f32,

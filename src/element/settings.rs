@@ -178,6 +178,9 @@ impl Settings {
         let t_index_list = match (&self.t_index_list, &manifest.defaults.t_index_list) {
             (Some(list), _) => parse_indices(list)?,
             // There is no picture to keep a share of.
+            (None, Some(list)) if self.mode == Mode::TextToImage && self.steps.is_none() => {
+                spread_indices(list.len(), 1.0, num_inference_steps)
+            }
             _ if self.mode == Mode::TextToImage => spread(1.0),
             (None, Some(list)) if self.steps.is_none() && self.strength.is_none() => list.clone(),
             _ => spread(self.strength(manifest)),
@@ -276,7 +279,7 @@ mod tests {
             latent_scale: 8,
             multiple,
             fixed_size: None,
-            most_chunks: 1,
+            chunks: None,
             samples_posterior: false,
         }
     }
@@ -318,6 +321,10 @@ mod tests {
         settings.steps = None;
         settings.mode = Mode::TextToImage;
         assert_eq!(list(&settings, &manifest), [0, 25]);
+        manifest.defaults.t_index_list = Some(vec![10, 20, 30, 40]);
+        assert_eq!(list(&settings, &manifest), [0, 12, 25, 37]);
+        settings.steps = Some(1);
+        assert_eq!(list(&settings, &manifest), [0]);
         settings.t_index_list = Some(" 1, 2,3".into());
         assert_eq!(list(&settings, &manifest), [1, 2, 3]);
         for bad in ["", "1,,2", "-1", "1;2", "x"] {

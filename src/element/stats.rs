@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::device::Device;
+use crate::engine::Model;
 use crate::engine::shared::Loaded;
 use crate::stream::{Counters, Stage, StageTimes, Stream};
 
@@ -32,7 +33,11 @@ impl Stats {
     }
 
     /// Takes over the stream's figures.
-    pub fn update<D: Device, T>(&mut self, stream: &Stream<D, T>, size: (usize, usize)) {
+    pub fn update<D: Device, M: Model<Tensor = D::Tensor>, T>(
+        &mut self,
+        stream: &Stream<D, M, T>,
+        size: (usize, usize),
+    ) {
         self.size = size;
         self.counters = stream.counters();
         self.times.clone_from(stream.times());

@@ -14,6 +14,7 @@ use super::prompts::PromptEncoder;
 use super::settings::{Prompts, Settings};
 use super::stats::Stats;
 use crate::device::{Host, HostTensor};
+use crate::engine::onnxruntime::OnnxModel;
 use crate::engine::shared::{self, Loaded};
 use crate::error::{Error, Result};
 use crate::stream::{Conditioning, Shown, Stream};
@@ -244,7 +245,7 @@ fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
 /// What the thread works with.
 struct Studio {
     loaded: Arc<Loaded>,
-    prompts: PromptEncoder<HostTensor>,
+    prompts: PromptEncoder<OnnxModel>,
     /// The prompts asked for last.
     wanted: Option<Prompts>,
     /// The properties looked at last.
@@ -252,13 +253,15 @@ struct Studio {
     /// The properties in force: those looked at last, unless they could not be taken over.
     in_force: Option<Arc<Settings>>,
     /// The prompts in force.
-    conditioning: Option<Conditioning<HostTensor>>,
+    conditioning: Option<Conditioning<OnnxModel>>,
     running: Option<Running>,
 }
 
+type HostStream = Stream<Host, OnnxModel, u64>;
+
 /// A stream and what it was made for.
 struct Running {
-    stream: Stream<Host, u64>,
+    stream: HostStream,
     /// Width and height.
     size: (usize, usize),
     primed: bool,
@@ -355,7 +358,8 @@ impl Studio {
         let prompts = settings.prompts(self.loaded.folder.manifest());
         if self.wanted.as_ref() != Some(&prompts) {
             self.wanted = Some(prompts.clone());
-            self.prompts.want(prompts);
+            let needs = self.running.as_ref().map(|running| running.stream.needs());
+            self.prompts.want(prompts, needs);
         }
     }
 
@@ -393,7 +397,7 @@ impl Studio {
     /// Takes over live changes. What cannot be done is told once and leaves the old values in force.
     fn apply(
         &mut self,
-        stream: &mut Stream<Host, u64>,
+        stream: &mut HostStream,
         settings: &Arc<Settings>,
         observer: &impl Observer,
     ) {

@@ -3,8 +3,6 @@
 pub mod onnxruntime;
 pub mod shared;
 
-use std::sync::Arc;
-
 use crate::error::{Error, Result};
 
 /// An encoded text.
@@ -16,30 +14,12 @@ pub struct Text<T> {
     pub pooled: Option<T>,
 }
 
-/// All that a row of a U-Net call needs beside its latent: everything that follows from timestep, text and size, computed
-/// ahead (arXiv 2312.12491, appendix A.2). Which tensors these are is the model's business: for one whose U-Net is
-/// split they are cross-attention keys and values and time embeddings, else timestep and text themselves.
-#[derive(Debug)]
-pub struct Context<T> {
-    /// What the live U-Net takes beside the latent, in its own order, for one row. Contexts of one text share what
-    /// does not depend on the timestep.
-    pub tensors: Vec<Arc<T>>,
-}
-
-impl<T> Clone for Context<T> {
-    fn clone(&self) -> Self {
-        Self {
-            tensors: self.tensors.clone(),
-        }
-    }
-}
-
 /// One row group of a U-Net call: `f` frames that share step and text.
-pub struct Denoise<'a, T> {
+pub struct Denoise<'a, M: Model + ?Sized> {
     /// Noisy latents `[f, C, h, w]`.
-    pub sample: &'a T,
+    pub sample: &'a M::Tensor,
     /// The rest, the same for all `f` rows.
-    pub context: &'a Context<T>,
+    pub context: &'a M::Context,
 }
 
 /// What a loaded model can do; read from its graphs and configuration, never assumed.
@@ -53,8 +33,8 @@ pub struct Limits {
     pub multiple: usize,
     /// The only size the graphs accept, `(width, height)` in pixels, where they are not dynamic.
     pub fixed_size: Option<(usize, usize)>,
-    /// The most chunks of text that the U-Net takes.
-    pub most_chunks: usize,
+    /// How many chunks of text the U-Net takes, where it fixes that.
+    pub chunks: Option<usize>,
     /// Whether the image encoder gives a distribution that may be sampled, and the model asks for it:
     /// `encode` then wants noise.
     pub samples_posterior: bool,
@@ -87,14 +67,18 @@ impl Limits {
 }
 
 /// A loaded model: its components. Shared between elements, so every method takes `&self`.
-pub trait Model: Send + Sync {
+pub trait Model: Send + Sync + 'static {
     /// The device tensor it works on.
-    type Tensor;
+    type Tensor: Send + Sync + 'static;
+
+    /// All that a row of a U-Net call needs beside its latent: everything that follows from timestep, text and size,
+    /// computed ahead (arXiv 2312.12491, appendix A.2).
+    type Context: Clone + Send + Sync + 'static;
 
     /// What it can do.
     fn limits(&self) -> &Limits;
 
-    /// How many chunks of the text encoder's length `text` takes, at least one.
+    /// How many chunks of the text encoder's length `text` takes, at least one, whatever [`Limits::chunks`] says.
     fn chunks(&self, text: &str) -> Result<usize>;
 
     /// `text` encoded in `chunks` chunks: filled up with empty ones, cut where it takes more. It may have the
@@ -103,13 +87,15 @@ pub trait Model: Send + Sync {
     fn encode_text(&self, text: Option<&str>, chunks: usize) -> Result<Text<Self::Tensor>>;
 
     /// What rows with `text` need at each of `timesteps` (in the scheduler's training steps, 0…999), for latents of
-    /// `size` (height, width).
+    /// `size` (height, width). What does not depend on the timestep is shared with `like`, a context of the same text
+    /// and size, and among those that are made.
     fn precompute(
         &self,
         timesteps: &[u32],
         text: &Text<Self::Tensor>,
         size: (usize, usize),
-    ) -> Result<Vec<Context<Self::Tensor>>>;
+        like: Option<&Self::Context>,
+    ) -> Result<Vec<Self::Context>>;
 
     /// Scaled latents `[f, C, H/s, W/s]` of pictures `[f, 3, H, W]` in [-1, 1]. `noise` has the latents' shape
     /// and is given if and only if [`Limits::samples_posterior`].
@@ -117,7 +103,7 @@ pub trait Model: Send + Sync {
     -> Result<Self::Tensor>;
 
     /// One U-Net call over all `rows`; the raw model output of each, in its sample's shape.
-    fn denoise(&self, rows: &[Denoise<'_, Self::Tensor>]) -> Result<Vec<Self::Tensor>>;
+    fn denoise(&self, rows: &[Denoise<'_, Self>]) -> Result<Vec<Self::Tensor>>;
 
     /// Pictures `[f, 3, H, W]`, nominally in [-1, 1], of scaled latents `[f, C, h, w]`.
     fn decode(&self, latents: &Self::Tensor) -> Result<Self::Tensor>;

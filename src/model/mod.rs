@@ -244,11 +244,10 @@ impl ModelFolder {
         self.gives_posterior && self.manifest.vae.posterior == Posterior::Sample
     }
 
-    /// The most chunks of the text encoders' length that the U-Net takes.
-    pub fn most_chunks(&self) -> usize {
+    /// How many chunks of the text encoders' length the U-Net takes, where it fixes that.
+    pub fn chunks(&self) -> Option<usize> {
         let fixed = self.unet.input(Role::Text).and_then(|port| port.fixed(1));
-        let length = self.text_encoders[0].tokenizer.length();
-        fixed.map_or(usize::MAX, |tokens| tokens / length)
+        fixed.map(|tokens| tokens / self.text_encoders[0].tokenizer.length())
     }
 
     /// Whether the model was trained with embeddings of zeros, not of the empty text, where there is no text.

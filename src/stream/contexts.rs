@@ -2,59 +2,88 @@
 
 use std::sync::Arc;
 
-use crate::engine::{Context, Model, Text};
+use crate::engine::{Model, Text};
 use crate::error::{Error, Result};
 
-/// The contexts of one text, by timestep.
-pub struct Contexts<X> {
-    text: Arc<Text<X>>,
-    ready: Vec<(u32, Context<X>)>,
+/// Timesteps whose contexts are kept: a whole schedule as a rule, since those of one text share most of what they hold.
+const KEPT: usize = 64;
+
+/// What a stream's rows are run with, besides prompts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needs {
+    /// The timesteps of the steps to come.
+    pub timesteps: Vec<u32>,
+    /// Height and width of latents.
+    pub size: (usize, usize),
+    /// Whether there are rows with the negative prompt.
+    pub negative: bool,
 }
 
-impl<X> Contexts<X> {
+/// The contexts of one text, by timestep.
+pub struct Contexts<M: Model> {
+    text: Arc<Text<M::Tensor>>,
+    /// Of latents of this size, the newest at the back.
+    size: (usize, usize),
+    ready: Vec<(u32, M::Context)>,
+}
+
+impl<M: Model> Clone for Contexts<M> {
+    fn clone(&self) -> Self {
+        Self {
+            text: self.text.clone(),
+            size: self.size,
+            ready: self.ready.clone(),
+        }
+    }
+}
+
+impl<M: Model> Contexts<M> {
     /// None yet, of `text`.
-    pub fn new(text: Arc<Text<X>>) -> Self {
+    pub fn new(text: Arc<Text<M::Tensor>>) -> Self {
         Self {
             text,
+            size: (0, 0),
             ready: Vec::new(),
         }
     }
 
     /// The text.
-    #[cfg(test)]
-    pub fn text(&self) -> &Arc<Text<X>> {
+    pub fn text(&self) -> &Arc<Text<M::Tensor>> {
         &self.text
     }
 
-    /// Goes over to `text`, unless it is the same as before.
-    pub fn set_text(&mut self, text: Arc<Text<X>>) {
-        if !Arc::ptr_eq(&self.text, &text) {
-            *self = Self::new(text);
+    /// Makes those ready that `needs` names and that are not.
+    pub fn prepare(&mut self, model: &M, needs: &Needs) -> Result<()> {
+        if self.size != needs.size {
+            self.ready.clear();
+            self.size = needs.size;
         }
-    }
-
-    /// Makes those of the timesteps `wanted` ready, for latents of `size` (height, width), if some are not.
-    pub fn prepare(
-        &mut self,
-        model: &dyn Model<Tensor = X>,
-        wanted: &[u32],
-        size: (usize, usize),
-    ) -> Result<()> {
-        let is_ready = |timestep: &u32| self.ready.iter().any(|(known, _)| known == timestep);
-        if wanted.iter().all(is_ready) {
+        let ready = |timestep: &u32| self.ready.iter().any(|(known, _)| known == timestep);
+        let missing: Vec<u32> = (needs.timesteps.iter().copied())
+            .filter(|timestep| !ready(timestep))
+            .collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        // All anew, so that they share what only depends on the text; those no longer wanted go.
-        let contexts = model.precompute(wanted, &self.text, size)?;
-        if contexts.len() != wanted.len() {
+        let like = self.ready.first().map(|(_, context)| context);
+        let made = model.precompute(&missing, &self.text, self.size, like)?;
+        if made.len() != missing.len() {
             return Err(Error::engine("unet", "gave fewer contexts than timesteps"));
         }
-        self.ready = wanted.iter().copied().zip(contexts).collect();
+        let mut room = KEPT.saturating_sub(needs.timesteps.len());
+        self.ready.retain(|(timestep, _)| {
+            let wanted = needs.timesteps.contains(timestep);
+            if !wanted {
+                room = room.saturating_sub(1);
+            }
+            wanted || room > 0
+        });
+        self.ready.extend(missing.into_iter().zip(made));
         Ok(())
     }
 
     /// The one of `timestep`, which must have been made ready.
-    pub fn at(&self, timestep: u32) -> Result<&Context<X>> {
+    pub fn at(&self, timestep: u32) -> Result<&M::Context> {
         self.ready
             .iter()
             .find(|(known, _)| *known == timestep)

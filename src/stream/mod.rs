@@ -18,6 +18,7 @@ mod variation;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+pub use contexts::{Contexts, Needs};
 pub use guidance::{CfgType, Guidance};
 pub use schedule::Method;
 pub use similarity::Similarity;
@@ -26,10 +27,9 @@ pub use timing::{Stage, StageTimes};
 pub use variation::Variation;
 
 use crate::device::Device;
-use crate::engine::{Denoise, Model, Text};
+use crate::engine::{Denoise, Model};
 use crate::error::{Error, Result};
 use crate::model::SchedulerConfig;
-use contexts::Contexts;
 use guidance::Reference;
 use noise::TorchGenerator;
 use schedule::Step;
@@ -70,20 +70,30 @@ pub struct Settings {
     pub similarity: Option<Similarity>,
 }
 
-/// The prompts in force, encoded in the same number of chunks.
-#[derive(Debug)]
-pub struct Conditioning<X> {
+/// The prompts in force, encoded in the same number of chunks, and what the U-Net needs for rows with them.
+pub struct Conditioning<M: Model> {
     /// The prompt.
-    pub prompt: Arc<Text<X>>,
+    pub prompt: Contexts<M>,
     /// The negative prompt.
-    pub negative: Arc<Text<X>>,
+    pub negative: Contexts<M>,
 }
 
-impl<X> Clone for Conditioning<X> {
+impl<M: Model> Clone for Conditioning<M> {
     fn clone(&self) -> Self {
         Self {
             prompt: self.prompt.clone(),
             negative: self.negative.clone(),
+        }
+    }
+}
+
+impl<M: Model> Conditioning<M> {
+    /// Makes ready what `needs` names.
+    pub fn prepare(&mut self, model: &M, needs: &Needs) -> Result<()> {
+        self.prompt.prepare(model, needs)?;
+        match needs.negative {
+            true => self.negative.prepare(model, needs),
+            false => Ok(()),
         }
     }
 }
@@ -97,20 +107,17 @@ pub struct Counters {
     pub skipped: u64,
 }
 
-/// A running stream of frames of one size. `T` tags a frame on its way through.
-pub struct Stream<D: Device, T> {
+/// A running stream of frames of one size, on a device and with a model. `T` tags a frame on its way through.
+pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     device: D,
-    model: Arc<dyn Model<Tensor = D::Tensor>>,
+    model: Arc<M>,
     scheduler: SchedulerConfig,
     /// `[C, h, w]`.
     latent: [usize; 3],
     /// f, the frames that enter together.
     frame_buffer_size: usize,
     settings: Settings,
-    /// What the U-Net needs for rows with the prompt.
-    prompt: Contexts<D::Tensor>,
-    /// The same with the negative prompt.
-    negative: Contexts<D::Tensor>,
+    conditioning: Conditioning<M>,
     plan: Arc<Plan<D::Tensor>>,
     /// Draws the noise that frames enter with, where it changes.
     noises: Noises,
@@ -129,7 +136,7 @@ pub struct Stream<D: Device, T> {
     times: StageTimes,
 }
 
-impl<D: Device, T> Stream<D, T> {
+impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     /// A stream of pictures of `width` × `height` pixels, which must be what the model's limits allow, entering in
     /// groups of `frame_buffer_size` ≥ 1.
     ///
@@ -137,12 +144,12 @@ impl<D: Device, T> Stream<D, T> {
     /// [`Error::Setting`] that names the property at fault.
     pub fn new(
         device: D,
-        model: Arc<dyn Model<Tensor = D::Tensor>>,
+        model: Arc<M>,
         scheduler: SchedulerConfig,
         (width, height): (usize, usize),
         frame_buffer_size: usize,
         settings: Settings,
-        conditioning: Conditioning<D::Tensor>,
+        conditioning: Conditioning<M>,
     ) -> Result<Self> {
         let limits = model.limits();
         limits.check_size(width, height)?;
@@ -156,8 +163,7 @@ impl<D: Device, T> Stream<D, T> {
         Ok(Self {
             filter: SimilarityFilter::new(settings.seed),
             noises: Noises::new(settings.variation, settings.seed),
-            prompt: Contexts::new(conditioning.prompt),
-            negative: Contexts::new(conditioning.negative),
+            conditioning,
             device,
             model,
             scheduler,
@@ -191,18 +197,15 @@ impl<D: Device, T> Stream<D, T> {
         if old.seed != settings.seed {
             self.filter = SimilarityFilter::new(settings.seed);
         }
-        if (old.seed, old.variation) != (settings.seed, settings.variation) {
-            self.noises = Noises::new(settings.variation, settings.seed);
-        }
+        self.noises.set(settings.variation, settings.seed);
         self.plan = Arc::new(Plan { steps, noise });
         self.settings = settings.clone();
         Ok(())
     }
 
     /// Puts new prompts in force for all frames in flight and to come.
-    pub fn set_conditioning(&mut self, conditioning: Conditioning<D::Tensor>) {
-        self.prompt.set_text(conditioning.prompt);
-        self.negative.set_text(conditioning.negative);
+    pub fn set_conditioning(&mut self, conditioning: Conditioning<M>) {
+        self.conditioning = conditioning;
     }
 
     /// Takes in one picture `[1, 3, H, W]` in [-1, 1]; gives the pictures that are ready, in the order of their frames.
@@ -332,7 +335,8 @@ impl<D: Device, T> Stream<D, T> {
             progress: Progress::Noisy { x, step: 0 },
             shown_for: vec![tags],
         });
-        self.last_entered = Some(pictures);
+        // Frames that are restyled have nothing in common with those drawn from noise.
+        self.last_entered = (self.settings.mode == Mode::ImageToImage).then_some(pictures);
         Ok(())
     }
 
@@ -372,52 +376,71 @@ impl<D: Device, T> Stream<D, T> {
         Ok(shown)
     }
 
-    /// Makes ready what the rows to come need, if prompts or steps have changed.
-    fn precompute(&mut self, guidance: Guidance) -> Result<()> {
-        let plans = self.slots.iter().map(|slot| &slot.plan);
-        let steps = plans.chain([&self.plan]).flat_map(|plan| &plan.steps);
-        let mut wanted: Vec<u32> = steps.map(|step| step.timestep).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let size = (self.latent[1], self.latent[2]);
-        self.prompt.prepare(&*self.model, &wanted, size)?;
-        if guidance.uses_negative_prompt() {
-            self.negative.prepare(&*self.model, &wanted, size)?;
+    /// What the rows to come are run with: new prompts are best prepared for it before they are put in force.
+    pub fn needs(&self) -> Needs {
+        let under_way = self.slots.iter().filter_map(|slot| match slot.progress {
+            Progress::Noisy { step, .. } => slot.plan.steps.get(step..),
+            Progress::Done { .. } => None,
+        });
+        let steps = under_way.chain([&self.plan.steps[..]]).flatten();
+        let mut timesteps: Vec<u32> = steps.map(|step| step.timestep).collect();
+        timesteps.sort_unstable();
+        timesteps.dedup();
+        Needs {
+            timesteps,
+            size: (self.latent[1], self.latent[2]),
+            negative: self.settings.guidance.uses_negative_prompt(),
         }
-        Ok(())
     }
 
-    /// The stream batch: one row group for each slot, and those that guidance adds.
-    fn denoise(&mut self) -> Result<()> {
+    /// The stream batch: one row group for each slot, and those that guidance adds. Gives the predictions for the slots
+    /// that are under way, in their order, then those with the negative prompt.
+    fn predict(&mut self) -> Result<(Vec<D::Tensor>, Vec<D::Tensor>)> {
+        let needs = self.needs();
         let guidance = self.settings.guidance;
-        self.precompute(guidance)?;
-        let mut rows = Vec::new();
-        let mut negative_rows = Vec::new();
-        for slot in &self.slots {
-            let Progress::Noisy { x: sample, step } = &slot.progress else {
-                continue;
-            };
-            let timestep = slot.plan.steps[*step].timestep;
-            let context = self.prompt.at(timestep)?;
-            rows.push(Denoise { sample, context });
-            if guidance.wants_negative_row(*step) {
-                let context = self.negative.at(timestep)?;
-                negative_rows.push(Denoise { sample, context });
+        let Self {
+            model,
+            conditioning,
+            slots,
+            times,
+            ..
+        } = self;
+        times.measure(Stage::Denoise, || {
+            conditioning.prepare(model, &needs)?;
+            let mut rows = Vec::new();
+            let mut negative_rows = Vec::new();
+            for slot in slots {
+                let Progress::Noisy { x: sample, step } = &slot.progress else {
+                    continue;
+                };
+                let timestep = slot.plan.steps[*step].timestep;
+                let context = conditioning.prompt.at(timestep)?;
+                rows.push(Denoise { sample, context });
+                if guidance.wants_negative_row(*step) {
+                    let context = conditioning.negative.at(timestep)?;
+                    negative_rows.push(Denoise { sample, context });
+                }
             }
-        }
-        if rows.is_empty() {
+            let count = rows.len();
+            rows.append(&mut negative_rows);
+            let mut predictions = model.denoise(&rows)?;
+            if predictions.len() != rows.len() {
+                return Err(Error::engine("unet", "gave fewer rows than it was given"));
+            }
+            let negatives = predictions.split_off(count);
+            Ok((predictions, negatives))
+        })
+    }
+
+    /// One step for every slot that is under way.
+    fn denoise(&mut self) -> Result<()> {
+        let under_way = |slot: &Slot<_, _>| matches!(slot.progress, Progress::Noisy { .. });
+        if !self.slots.iter().any(under_way) {
             return Ok(());
         }
-        let count = rows.len();
-        rows.append(&mut negative_rows);
-        let mut predictions = self
-            .times
-            .measure(Stage::Denoise, || self.model.denoise(&rows))?;
-        if predictions.len() != rows.len() {
-            return Err(Error::engine("unet", "gave fewer rows than it was given"));
-        }
-        let mut negatives = predictions.split_off(count).into_iter();
-
+        let guidance = self.settings.guidance;
+        let (predictions, negatives) = self.predict()?;
+        let mut negatives = negatives.into_iter();
         let mut predictions = predictions.into_iter();
         for slot in &mut self.slots {
             let Slot {

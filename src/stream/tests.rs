@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::device::{Host, HostTensor};
-use crate::engine::{Context, Limits};
+use crate::engine::{Limits, Text};
 
 /// One latent value per frame: the picture's first channel. The U-Net is `0.5·x + text − 0.0005·t`.
 #[derive(Default)]
@@ -15,10 +15,6 @@ struct Scalar {
     precomputed: Mutex<Vec<(Vec<u32>, f32)>>,
 }
 
-fn value(x: f32) -> Arc<HostTensor> {
-    Arc::new(HostTensor::new(&[1], vec![x]))
-}
-
 fn text(x: f32) -> Text<HostTensor> {
     Text {
         embedding: HostTensor::new(&[1, 1, 1], vec![x]),
@@ -27,9 +23,8 @@ fn text(x: f32) -> Text<HostTensor> {
 }
 
 /// Timestep and text of a row.
-fn row(row: &Denoise<HostTensor>) -> (u32, f32) {
-    let value = |i: usize| row.context.tensors[i].data()[0];
-    (value(0) as u32, value(1))
+fn row(row: &Denoise<Scalar>) -> (u32, f32) {
+    *row.context
 }
 
 const LIMITS: Limits = Limits {
@@ -37,7 +32,7 @@ const LIMITS: Limits = Limits {
     latent_scale: 1,
     multiple: 1,
     fixed_size: None,
-    most_chunks: 1,
+    chunks: None,
     samples_posterior: false,
 };
 const PROMPT: f32 = 0.2;
@@ -45,6 +40,7 @@ const NEGATIVE: f32 = -0.1;
 
 impl Model for Scalar {
     type Tensor = HostTensor;
+    type Context = (u32, f32);
 
     fn limits(&self) -> &Limits {
         &LIMITS
@@ -64,16 +60,14 @@ impl Model for Scalar {
         timesteps: &[u32],
         text: &Text<HostTensor>,
         size: (usize, usize),
-    ) -> Result<Vec<Context<HostTensor>>> {
+        like: Option<&(u32, f32)>,
+    ) -> Result<Vec<(u32, f32)>> {
         assert_eq!(size, (1, 1));
         let text = text.embedding.data()[0];
         let mut precomputed = self.precomputed.lock().unwrap();
         precomputed.push((timesteps.to_vec(), text));
-        let tensors = |t: &u32| vec![value(*t as f32), value(text)];
-        let contexts = timesteps.iter().map(|t| Context {
-            tensors: tensors(t),
-        });
-        Ok(contexts.collect())
+        assert!(like.is_none_or(|like| like.1 == text));
+        Ok(timesteps.iter().map(|t| (*t, text)).collect())
     }
 
     fn encode(&self, pictures: &HostTensor, _: Option<&HostTensor>) -> Result<HostTensor> {
@@ -81,7 +75,7 @@ impl Model for Scalar {
         Ok(HostTensor::new(&[data.len(), 1, 1, 1], data))
     }
 
-    fn denoise(&self, rows: &[Denoise<'_, HostTensor>]) -> Result<Vec<HostTensor>> {
+    fn denoise(&self, rows: &[Denoise<'_, Self>]) -> Result<Vec<HostTensor>> {
         self.calls
             .lock()
             .unwrap()
@@ -105,7 +99,7 @@ impl Model for Scalar {
     }
 }
 
-type TestStream = Stream<Host, usize>;
+type TestStream = Stream<Host, Scalar, usize>;
 
 fn settings(indices: &[usize], cfg_type: CfgType, scale: f64, delta: f64) -> Settings {
     Settings {
@@ -140,14 +134,14 @@ fn stream(settings: Settings, f: usize, noise: &[f32]) -> (TestStream, Arc<Scala
 fn new(settings: Settings, f: usize, model: &Arc<Scalar>) -> TestStream {
     Stream::new(
         Host,
-        model.clone() as Arc<dyn Model<Tensor = HostTensor>>,
+        model.clone(),
         SchedulerConfig::default(),
         (1, 1),
         f,
         settings,
         Conditioning {
-            prompt: Arc::new(text(PROMPT)),
-            negative: Arc::new(text(NEGATIVE)),
+            prompt: Contexts::new(Arc::new(text(PROMPT))),
+            negative: Contexts::new(Arc::new(text(NEGATIVE))),
         },
     )
     .unwrap()
@@ -607,22 +601,67 @@ fn prompts_and_steps_are_worked_into_the_model_once() {
     stream.configure(&settings).unwrap();
     run(&mut stream);
     assert_eq!(take(), [(vec![99, 359], NEGATIVE)]);
-    let negative = stream.negative.text().clone();
-    stream.set_conditioning(Conditioning {
-        prompt: Arc::new(text(0.5)),
-        negative,
-    });
-    run(&mut stream);
+    // A prompt that is prepared for the stream before it is put in force costs no frame anything.
+    let mut conditioning = Conditioning {
+        prompt: Contexts::new(Arc::new(text(0.5))),
+        negative: stream.conditioning.negative.clone(),
+    };
+    conditioning.prepare(&*model, &stream.needs()).unwrap();
     assert_eq!(take(), [(vec![99, 359], 0.5)]);
+    stream.set_conditioning(conditioning);
+    run(&mut stream);
+    assert_eq!(take(), []);
     // Frames under way finish by their own steps.
     stream.submit(picture(1.0), 0).unwrap();
     settings.guidance.cfg_type = CfgType::None;
     settings.t_index_list = vec![22, 32];
     stream.configure(&settings).unwrap();
     stream.submit(picture(1.0), 1).unwrap();
-    assert_eq!(take(), [(vec![99, 359, 559], 0.5)]);
+    assert_eq!(take(), [(vec![559], 0.5)]);
     settings.t_index_list = vec![32];
     stream.configure(&settings).unwrap();
     run(&mut stream);
     assert_eq!(take(), []);
+}
+
+/// As when a controller drives `strength`: each frame enters with other steps, and each step is prepared once.
+#[test]
+fn a_sweep_prepares_each_timestep_once() {
+    let mut settings = plain(&[0, 25]);
+    let (mut stream, model) = stream(settings.clone(), 1, &[0.3, -0.7]);
+    for (tag, first) in (0..25).chain((0..25).rev()).enumerate() {
+        settings.t_index_list = vec![first, first + 25];
+        stream.configure(&settings).unwrap();
+        stream.submit(picture(0.5), tag).unwrap();
+    }
+    let mut prepared: Vec<u32> = model
+        .precomputed
+        .lock()
+        .unwrap()
+        .iter()
+        .flat_map(|(timesteps, _)| timesteps.clone())
+        .collect();
+    prepared.sort_unstable();
+    let every: Vec<u32> = (0..50).map(|i| 19 + 20 * i).collect();
+    assert_eq!(prepared, every);
+}
+
+/// The filter compares pictures; what was drawn from noise has nothing to do with them.
+#[test]
+fn a_change_to_pictures_is_seen_at_once_with_the_filter_on() {
+    let mut settings = Settings {
+        mode: Mode::TextToImage,
+        similarity: Some(Similarity {
+            threshold: 0.0,
+            max_skip: 10,
+        }),
+        ..plain(&[25])
+    };
+    let (mut stream, _) = stream(settings.clone(), 1, &[0.3]);
+    let drawn = values(stream.submit(picture(0.5), 0).unwrap())[0].1;
+    settings.mode = Mode::ImageToImage;
+    stream.configure(&settings).unwrap();
+    inject(&mut stream, &[0.3]);
+    let restyled = values(stream.submit(picture(0.5), 1).unwrap())[0].1;
+    assert!((drawn - restyled).abs() > 0.01);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 pub enum Stage {
     /// Image encoder.
     Encode,
-    /// U-Net, all rows.
+    /// U-Net, all rows, with what must be computed ahead for them first.
     Denoise,
     /// Image decoder.
     Decode,

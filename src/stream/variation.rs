@@ -19,8 +19,8 @@ pub enum Variation {
 pub struct Noises {
     variation: Variation,
     seed: u64,
-    /// Frames so far.
-    frame: u64,
+    /// How many seeds it has gone past, a part of the way to the next included.
+    position: f64,
     /// The maps that a walk is between, and how many seeds it has gone past.
     leg: Option<(u64, Vec<f32>, Vec<f32>)>,
 }
@@ -31,30 +31,40 @@ impl Noises {
         Self {
             variation,
             seed,
-            frame: 0,
+            position: 0.0,
             leg: None,
         }
     }
 
+    /// Goes on by `variation`; begins anew at another seed, or with noise that is the seed's own again. A walk that changes
+    /// its speed does not jump.
+    pub fn set(&mut self, variation: Variation, seed: u64) {
+        if seed != self.seed || variation == Variation::Fixed {
+            *self = Self::new(variation, seed);
+        }
+        self.variation = variation;
+    }
+
     /// The noise map of the next frame, `len` values; `None` where it is the seed's own.
     pub fn next(&mut self, len: usize) -> Option<Vec<f32>> {
+        let step = match self.variation {
+            Variation::Fixed => return None,
+            Variation::Fresh => 1.0,
+            Variation::Walk { frames } => 1.0 / f64::from(frames.max(1)),
+        };
+        // Sums of thirds and the like may stay a hair below the whole number they stand for.
+        let position = self.position + 1e-9;
+        let (passed, share) = (position.floor() as u64, position.fract());
+        self.position += step;
         let map = |passed: u64| TorchGenerator::new(self.seed.wrapping_add(passed)).randn(len);
-        let frame = self.frame;
-        self.frame += 1;
-        match self.variation {
-            Variation::Fixed => None,
-            Variation::Fresh => Some(map(frame)),
-            Variation::Walk { frames } => {
-                let frames = u64::from(frames.max(1));
-                let passed = frame / frames;
-                let share = (frame % frames) as f64 / frames as f64;
-                let (_, from, to) = match self.leg.take() {
-                    Some(leg) if leg.0 == passed && leg.1.len() == len => self.leg.insert(leg),
-                    _ => self.leg.insert((passed, map(passed), map(passed + 1))),
-                };
-                Some(slerp(from, to, share))
-            }
+        if self.variation == Variation::Fresh {
+            return Some(map(passed));
         }
+        let (_, from, to) = match self.leg.take() {
+            Some(leg) if leg.0 == passed && leg.1.len() == len => self.leg.insert(leg),
+            _ => self.leg.insert((passed, map(passed), map(passed + 1))),
+        };
+        Some(slerp(from, to, share))
     }
 }
 
@@ -125,6 +135,28 @@ mod tests {
             assert!((step / steps[0] - 1.0).abs() < 0.25, "{steps:?}");
             assert!((0.9 * least..1.1 * most).contains(&length(at)));
         }
+    }
+
+    #[test]
+    fn a_walk_that_changes_its_speed_does_not_jump() {
+        let mut noises = Noises::new(Variation::Walk { frames: 4 }, 3);
+        noises.next(64);
+        noises.next(64);
+        let mut steady = Noises::new(Variation::Walk { frames: 4 }, 3);
+        let expected = [0, 1, 2].map(|_| steady.next(64).unwrap());
+        // A controller sets it for every frame.
+        noises.set(Variation::Walk { frames: 1000 }, 3);
+        assert!(close(&noises.next(64).unwrap(), &expected[2]));
+        let slow = noises.next(64).unwrap();
+        let gap = slow.iter().zip(&expected[2]).map(|(a, b)| (a - b).abs());
+        let gap = gap.fold(0f32, f32::max);
+        assert!(gap > 1e-4 && gap < 0.02, "{gap}");
+        noises.set(Variation::Fresh, 3);
+        assert_eq!(noises.next(64), Some(map(3)));
+        noises.set(Variation::Fresh, 9);
+        assert_eq!(noises.next(64), Some(map(9)));
+        noises.set(Variation::Fixed, 9);
+        assert_eq!(noises.next(64), None);
     }
 
     /// scipy.spatial.geometric_slerp([1, 0], [0, 1], 1/3) and the weighted mean for parallel vectors.

@@ -113,3 +113,18 @@ impl Device for Host {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_have_one_noise_map_or_one_each() {
+        let latents = Host.upload(&[2, 1, 1, 2], &[1.0, 2.0, 3.0, 4.0]);
+        let one = Host.upload(&[1, 1, 1, 2], &[10.0, 20.0]);
+        let each = Host.upload(&[2, 1, 1, 2], &[10.0, 20.0, 30.0, 40.0]);
+        let noised = |noise| Host.add_noise(2.0, &latents, 0.5, noise).into_data();
+        assert_eq!(noised(&one), [7.0, 14.0, 11.0, 18.0]);
+        assert_eq!(noised(&each), [7.0, 14.0, 21.0, 28.0]);
+    }
+}

@@ -7,3 +7,4 @@ mod text;
 mod unet;
 
 pub use model::OnnxModel;
+pub use unet::Context;

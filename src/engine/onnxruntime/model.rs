@@ -3,9 +3,9 @@
 use super::library;
 use super::session::{Session, Values};
 use super::text::Texts;
-use super::unet::{Unet, expect};
+use super::unet::{Context, Unet, expect};
 use crate::device::HostTensor;
-use crate::engine::{Context, Denoise, Limits, Model, Text};
+use crate::engine::{Denoise, Limits, Model, Text};
 use crate::error::Result;
 use crate::model::{ComponentFile, ModelFolder};
 
@@ -44,7 +44,7 @@ impl OnnxModel {
                 latent_scale: folder.latent_scale(),
                 multiple: folder.multiple(),
                 fixed_size: folder.fixed_size(),
-                most_chunks: folder.most_chunks(),
+                chunks: folder.chunks(),
                 samples_posterior: folder.samples_posterior(),
             },
             gives_posterior: folder.gives_posterior(),
@@ -67,6 +67,7 @@ impl OnnxModel {
 
 impl Model for OnnxModel {
     type Tensor = HostTensor;
+    type Context = Context;
 
     fn limits(&self) -> &Limits {
         &self.limits
@@ -85,8 +86,9 @@ impl Model for OnnxModel {
         timesteps: &[u32],
         text: &Text<HostTensor>,
         size: (usize, usize),
-    ) -> Result<Vec<Context<HostTensor>>> {
-        self.unet.precompute(timesteps, text, size)
+        like: Option<&Context>,
+    ) -> Result<Vec<Context>> {
+        self.unet.precompute(timesteps, text, size, like)
     }
 
     fn encode(&self, pictures: &HostTensor, noise: Option<&HostTensor>) -> Result<HostTensor> {
@@ -129,7 +131,7 @@ impl Model for OnnxModel {
         Ok(output)
     }
 
-    fn denoise(&self, rows: &[Denoise<'_, HostTensor>]) -> Result<Vec<HostTensor>> {
+    fn denoise(&self, rows: &[Denoise<'_, Self>]) -> Result<Vec<HostTensor>> {
         self.unet.denoise(rows)
     }
 

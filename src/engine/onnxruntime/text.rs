@@ -38,7 +38,12 @@ impl Texts {
 
     /// How many chunks `text` takes.
     pub fn chunks(&self, text: &str) -> Result<usize> {
-        Ok(self.encoders[0].tokenizer.chunks(text)?.len())
+        let mut most = 1;
+        for encoder in &self.encoders {
+            // Vocabularies may differ, if only in what they pad with.
+            most = most.max(encoder.tokenizer.chunks(text)?.len());
+        }
+        Ok(most)
     }
 
     /// `text` in `chunks` chunks; see [`Model::encode_text`](crate::engine::Model::encode_text).
@@ -123,7 +128,16 @@ impl Encoder {
                 )));
             }
         };
-        Ok((embedding, outputs.next().map(first_row)))
+        match outputs.next() {
+            Some(output) if matches!(*output.shape(), [r, _] if r == rows) => {
+                Ok((embedding, Some(first_row(output))))
+            }
+            Some(other) => Err(self.session.error(format!(
+                "gave a pooled text embedding of shape {:?}, expected [{rows}, width]",
+                other.shape()
+            ))),
+            None => Ok((embedding, None)),
+        }
     }
 }
 

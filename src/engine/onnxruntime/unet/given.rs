@@ -76,19 +76,32 @@ impl Given {
         })
     }
 
-    /// An example of a text, all zeros, of the shape that the U-Net says it takes; `None` where it does not say.
-    pub fn some_text(&self, length: usize) -> Option<Text<HostTensor>> {
-        let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]);
-        let text = self.file.input(Role::Text)?;
+    /// Whether all rows of a call have one timestep.
+    pub fn one_timestep(&self) -> bool {
+        let port = self.file.input(Role::Timestep);
+        port.is_none_or(|port| port.rank() == 0 || port.fixed(0) == Some(1))
+    }
+
+    /// Two made-up texts of the shape that the U-Net says it takes; `None` where it does not say.
+    pub fn two_texts(&self, length: usize) -> Option<[Text<HostTensor>; 2]> {
+        let port = self.file.input(Role::Text)?;
+        let shape = [1, port.fixed(1).unwrap_or(length), port.fixed(2)?];
         let pooled = self.file.input(Role::Pooled).map(|port| port.fixed(1));
+        // None at all, or of a width that is told.
         let pooled = match pooled {
-            Some(width) => Some(zeros(&[1, width?])),
+            Some(width) => Some([1, width?]),
             None => None,
         };
-        Some(Text {
-            embedding: zeros(&[1, text.fixed(1).unwrap_or(length), text.fixed(2)?]),
-            pooled,
-        })
+        Some([0.0, 1.0].map(|phase| {
+            let waves = |shape: &[usize]| {
+                let values = (0..shape.iter().product()).map(|i| (phase + 0.7 * i as f32).sin());
+                HostTensor::new(shape, values.collect())
+            };
+            Text {
+                embedding: waves(&shape),
+                pooled: pooled.map(|shape| waves(&shape)),
+            }
+        }))
     }
 }
 

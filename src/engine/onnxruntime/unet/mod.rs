@@ -5,13 +5,27 @@ mod parts;
 
 use std::sync::Arc;
 
+use super::OnnxModel;
 use super::session::{Input, Session, Values};
 use crate::device::HostTensor;
-use crate::engine::{Context, Denoise, Text};
+use crate::engine::{Denoise, Text};
 use crate::error::Result;
 use crate::model::{ModelFolder, Role};
 use given::Given;
 use parts::{Parts, Rows, Source};
+
+/// What the live part of the U-Net takes beside the latent, for one row: keys, values and time embeddings, or timestep
+/// and text themselves if nothing is computed ahead. In the order of its inputs.
+#[derive(Debug, Clone)]
+pub struct Context(Vec<Arc<HostTensor>>);
+
+impl Context {
+    /// The memory that it keeps, part of which it may share with others of the same text.
+    pub fn bytes(&self) -> usize {
+        let values: usize = self.0.iter().map(|tensor| tensor.data().len()).sum();
+        values * size_of::<f32>()
+    }
+}
 
 /// A U-Net, ready to run.
 pub(super) struct Unet {
@@ -26,7 +40,7 @@ pub(super) struct Unet {
 /// One frame at one step.
 struct Unit<'a> {
     sample: &'a [f32],
-    context: &'a Context<HostTensor>,
+    context: &'a Context,
 }
 
 impl Unet {
@@ -57,18 +71,19 @@ impl Unet {
         timesteps: &[u32],
         text: &Text<HostTensor>,
         size: (usize, usize),
-    ) -> Result<Vec<Context<HostTensor>>> {
-        let mut contexts: Vec<Context<HostTensor>> = Vec::with_capacity(timesteps.len());
+        like: Option<&Context>,
+    ) -> Result<Vec<Context>> {
+        let mut contexts: Vec<Context> = Vec::with_capacity(timesteps.len());
         for timestep in timesteps {
             let value = |role| self.given.value(role, *timestep, text, size);
             let mut computed = match &self.parts.slow {
                 Some(slow) => slow.run(value)?,
                 None => Vec::new(),
             };
-            let first = contexts.first();
+            let like = like.or(contexts.first());
             let tensors = self.parts.feeds.iter().enumerate().map(|(i, feed)| {
-                Ok(match (first, feed.source) {
-                    (Some(first), _) if !feed.of_timestep => first.tensors[i].clone(),
+                Ok(match (like, feed.source) {
+                    (Some(like), _) if !feed.of_timestep => like.0[i].clone(),
                     (_, Source::Given(role)) => Arc::new(value(role)?),
                     (_, Source::Computed(output)) => Arc::new(std::mem::replace(
                         &mut computed[output],
@@ -76,21 +91,21 @@ impl Unet {
                     )),
                 })
             });
-            let tensors = tensors.collect::<Result<_>>()?;
-            contexts.push(Context { tensors });
+            let context = Context(tensors.collect::<Result<_>>()?);
+            contexts.push(context);
         }
         Ok(contexts)
     }
 
     /// See [`Model::denoise`](crate::engine::Model::denoise).
-    pub fn denoise(&self, rows: &[Denoise<'_, HostTensor>]) -> Result<Vec<HostTensor>> {
+    pub fn denoise(&self, rows: &[Denoise<'_, OnnxModel>]) -> Result<Vec<HostTensor>> {
         let Some(first) = rows.first() else {
             return Ok(Vec::new());
         };
         let sample = first.sample.shape();
-        let fits = |r: &Denoise<HostTensor>| {
+        let fits = |r: &Denoise<OnnxModel>| {
             matches!(r.sample.shape(), [f, rest @ ..] if *f > 0 && rest == &sample[1..])
-                && r.context.tensors.len() == self.parts.feeds.len()
+                && r.context.0.len() == self.parts.feeds.len()
         };
         if sample.len() != 4 || !rows.iter().all(fits) {
             return Err(self.parts.live.error(
@@ -130,12 +145,10 @@ impl Unet {
     /// The units, by which can be in one call.
     fn groups(&self, units: &[Unit]) -> Vec<Vec<usize>> {
         let agree = |a: &Unit, b: &Unit| {
-            let pairs = a.context.tensors.iter().zip(&b.context.tensors);
-            self.parts
-                .feeds
-                .iter()
-                .zip(pairs)
-                .all(|(feed, (a, b))| feed.rows != Rows::Common || a.data() == b.data())
+            let pairs = a.context.0.iter().zip(&b.context.0);
+            self.parts.feeds.iter().zip(pairs).all(|(feed, (a, b))| {
+                feed.rows != Rows::Common || Arc::ptr_eq(a, b) || a.data() == b.data()
+            })
         };
         let mut groups: Vec<Vec<usize>> = Vec::new();
         for (i, unit) in units.iter().enumerate() {
@@ -162,7 +175,7 @@ impl Unet {
             .iter()
             .enumerate()
             .map(|(i, feed)| {
-                let parts: Vec<_> = chosen.iter().map(|u| &u.context.tensors[i]).collect();
+                let parts: Vec<_> = chosen.iter().map(|u| &u.context.0[i]).collect();
                 self.put_together(&feed.rows, &parts)
             })
             .collect::<Result<Vec<_>>>()?;

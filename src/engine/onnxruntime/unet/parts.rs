@@ -6,6 +6,11 @@ use crate::engine::onnxruntime::session::{Input, Session, Values};
 use crate::error::{Error, Result};
 use crate::model::{Boundary, ComponentFile, ModelFolder, Port, Role, Split, TensorType};
 
+/// The timesteps that the slow part is tried with.
+const TRIED: [u32; 2] = [801, 40];
+/// How far a row in a batch may be from the same row alone, as a share of the largest value: sums in f16 differ by that.
+const TOLERANCE: f32 = 1e-2;
+
 /// The sessions of a U-Net.
 pub struct Parts {
     /// How much is computed ahead, or why nothing is, for people.
@@ -101,8 +106,11 @@ impl Parts {
         let inputs: Vec<&str> = split.slow_inputs().collect();
         let computed: Vec<_> = split.boundary().iter().filter(|b| !b.is_input).collect();
         let outputs: Vec<&str> = computed.iter().map(|b| b.name.as_str()).collect();
-        let slow = split.slow().map_err(said)?;
-        let slow = Session::from_memory(file, &slow, &inputs, &outputs).map_err(said)?;
+        let load = |bytes: Result<Vec<u8>>, inputs: &[&str], outputs: &[&str]| {
+            // The bytes, which may hold all weights, go before the next part's come.
+            Session::from_memory(file, &bytes?, inputs, outputs)
+        };
+        let slow = load(split.slow(), &inputs, &outputs).map_err(said)?;
         let slow = Slow::new(slow, file);
         let (shapes, stacks) = slow.try_out(folder, given)?;
 
@@ -117,8 +125,7 @@ impl Parts {
             .collect();
         let others = split.boundary().iter().map(|b| b.name.as_str());
         let inputs: Vec<&str> = [name(Role::Sample)].into_iter().chain(others).collect();
-        let live = split.fast(&types).map_err(said)?;
-        let live = Session::from_memory(file, &live, &inputs, &[&file.output.name]);
+        let live = load(split.fast(&types), &inputs, &[&file.output.name]).map_err(said)?;
 
         let feed = |boundary: &Boundary| {
             let mut given = file.inputs.iter();
@@ -144,7 +151,7 @@ impl Parts {
                 .collect::<Option<_>>()
                 .ok_or("its parts do not fit together")?,
             slow: Some(slow),
-            live: live.map_err(said)?,
+            live,
         })
     }
 }
@@ -178,14 +185,14 @@ impl Slow {
         }
     }
 
-    /// Its outputs for one row; `value` tells what a row is given for a role.
+    /// Its outputs for one row; `value` tells what the row is given for a role.
     pub fn run(&self, value: impl Fn(Role) -> Result<HostTensor>) -> Result<Vec<HostTensor>> {
-        let outputs = self.run_rows(self.rows, value)?.into_iter();
+        let outputs = self.run_rows(self.rows, |role, _| value(role))?.into_iter();
         outputs.map(|output| self.one_of(output)).collect()
     }
 
-    /// The shapes of its outputs for one row, and whether those of several rows can be stacked. Tried on zeros, as
-    /// graphs need not say.
+    /// The shapes of its outputs for one row, and whether those of several rows are those of each, stacked. Tried, as no
+    /// graph says it; an error if rows mix in a way that cannot be undone.
     fn try_out(
         &self,
         folder: &ModelFolder,
@@ -193,46 +200,66 @@ impl Slow {
     ) -> std::result::Result<(Vec<Vec<usize>>, Vec<bool>), String> {
         let said = |e: Error| e.to_string();
         let length = folder.text_encoders()[0].tokenizer.length();
-        let text = given.some_text(length);
-        let text = text.ok_or("the graph does not tell how wide the text embedding is")?;
+        let texts = given.two_texts(length);
+        let texts = texts.ok_or("the graph does not tell how wide the text embedding is")?;
         let side = folder.multiple();
         let (width, height) = folder.fixed_size().unwrap_or((side, side));
         let scale = folder.latent_scale();
         let size = (height.div_ceil(scale), width.div_ceil(scale));
-        let value = |role| given.value(role, 0, &text, size);
-        let shapes = |outputs: Vec<HostTensor>| -> Vec<Vec<usize>> {
-            outputs.iter().map(|t| t.shape().to_vec()).collect()
+        let timesteps = match given.one_timestep() {
+            true => [TRIED[0]; 2],
+            false => TRIED,
         };
-        let one = shapes(self.run(value).map_err(said)?);
-        let stacks = match self.rows {
-            1 => {
-                let two = shapes(self.run_rows(2, value).map_err(said)?);
-                let pairs = one.iter().zip(&two);
-                pairs.map(|(one, two)| Boundary::stacks(one, two)).collect()
-            }
-            // One row of several was told apart by it.
-            _ => one.iter().map(|shape| !shape.is_empty()).collect(),
+        let value = |role, row: usize| {
+            let row = row.min(1);
+            given.value(role, timesteps[row], &texts[row], size)
         };
-        Ok((one, stacks))
+        let first = self.run(|role| value(role, 0)).map_err(said)?;
+        let second = self.run(|role| value(role, 1)).map_err(said)?;
+        // The first row, then as many of the second as the batch has room for.
+        let rows = self.rows.max(2);
+        let both = self.run_rows(rows, value).map_err(said)?;
+
+        let mut stacks = Vec::new();
+        for (port, ((first, second), both)) in
+            (self.session.outputs().iter()).zip(first.iter().zip(&second).zip(&both))
+        {
+            let stacked = stacked(first, second, rows);
+            stacks.push(match stacked {
+                Some(stacked) if stacked.shape() == both.shape() => {
+                    if !close(&stacked, both) {
+                        return Err(format!("rows mix in its tensor {:?}", port.name));
+                    }
+                    true
+                }
+                _ if self.rows == 1 => false,
+                _ => return Err(format!("its tensor {:?} has no rows", port.name)),
+            });
+        }
+        Ok((first.iter().map(|t| t.shape().to_vec()).collect(), stacks))
     }
 
-    /// Its outputs for `rows` equal rows.
+    /// Its outputs for `rows` rows; `value` tells what each is given for a role.
     fn run_rows(
         &self,
         rows: usize,
-        value: impl Fn(Role) -> Result<HostTensor>,
+        value: impl Fn(Role, usize) -> Result<HostTensor>,
     ) -> Result<Vec<HostTensor>> {
         let given = self.roles.iter().zip(self.session.inputs());
         let given: Vec<HostTensor> = given
             .map(|(role, port)| {
-                let tensor = value(*role)?;
-                let mut shape = tensor.shape().to_vec();
+                let first = value(*role, 0)?;
+                let mut shape = first.shape().to_vec();
                 // A timestep that all rows share stays one.
                 if shape.is_empty() || port.fixed(0) == Some(shape[0]) {
-                    return Ok(tensor);
+                    return Ok(first);
+                }
+                let mut data = first.into_data();
+                for row in 1..rows {
+                    data.extend(value(*role, row)?.into_data());
                 }
                 shape[0] *= rows;
-                Ok(HostTensor::new(&shape, tensor.data().repeat(rows)))
+                Ok(HostTensor::new(&shape, data))
             })
             .collect::<Result<_>>()?;
         let inputs: Vec<Input> = (given.iter())
@@ -258,4 +285,24 @@ impl Slow {
         data.truncate(shape.iter().product());
         Ok(HostTensor::new(&shape, data))
     }
+}
+
+/// A row, then others, one below the other; `None` where they have no first axis.
+fn stacked(first: &HostTensor, other: &HostTensor, rows: usize) -> Option<HostTensor> {
+    let mut shape = first.shape().to_vec();
+    *shape.first_mut()? *= rows;
+    let others = std::iter::repeat_n(other.data(), rows - 1);
+    let data = [first.data()].into_iter().chain(others).flatten();
+    let data: Vec<f32> = data.copied().collect();
+    (data.len() == shape.iter().product::<usize>()).then(|| HostTensor::new(&shape, data))
+}
+
+/// Whether two tensors are the same but for the order of sums.
+fn close(a: &HostTensor, b: &HostTensor) -> bool {
+    let largest = a.data().iter().fold(0f32, |most, x| most.max(x.abs()));
+    let pairs = a.data().iter().zip(b.data());
+    // Not "no pair differs more": that would take NaN for equal.
+    pairs
+        .into_iter()
+        .all(|(a, b)| (a - b).abs() <= TOLERANCE * largest.max(f32::MIN_POSITIVE))
 }
