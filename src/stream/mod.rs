@@ -98,6 +98,14 @@ impl<M: Model> Conditioning<M> {
     }
 }
 
+/// What the U-Net gave for the slots under way, in their order.
+struct Predictions<X> {
+    /// With the prompt, for all of them.
+    prompt: Vec<X>,
+    /// With the negative prompt, for those that guidance wants it for.
+    negative: Vec<X>,
+}
+
 /// How many frames went which way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -393,9 +401,8 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         }
     }
 
-    /// The stream batch: one row group for each slot, and those that guidance adds. Gives the predictions for the slots
-    /// that are under way, in their order, then those with the negative prompt.
-    fn predict(&mut self) -> Result<(Vec<D::Tensor>, Vec<D::Tensor>)> {
+    /// The stream batch: one row group for each slot, and those that guidance adds.
+    fn predict(&mut self) -> Result<Predictions<D::Tensor>> {
         let needs = self.needs();
         let guidance = self.settings.guidance;
         let Self {
@@ -427,8 +434,10 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             if predictions.len() != rows.len() {
                 return Err(Error::engine("unet", "gave fewer rows than it was given"));
             }
-            let negatives = predictions.split_off(count);
-            Ok((predictions, negatives))
+            Ok(Predictions {
+                negative: predictions.split_off(count),
+                prompt: predictions,
+            })
         })
     }
 
@@ -439,9 +448,8 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             return Ok(());
         }
         let guidance = self.settings.guidance;
-        let (predictions, negatives) = self.predict()?;
-        let mut negatives = negatives.into_iter();
-        let mut predictions = predictions.into_iter();
+        let Predictions { prompt, negative } = self.predict()?;
+        let (mut predictions, mut negatives) = (prompt.into_iter(), negative.into_iter());
         for slot in &mut self.slots {
             let Slot {
                 plan,
