@@ -524,6 +524,28 @@ fn a_folder_of_pictures_becomes_a_folder_of_pictures() {
         assert_eq!((width, height), (w, h));
     }
 
+    // Pictures that go through the model together, as far as their sizes are the same, and a last group that is not full.
+    draw(&input.join("e.png"), "spokes", 64, 64);
+    draw(&input.join("f.png"), "smpte", 64, 64);
+    let alone = ["-i", "in", "-o", "one"];
+    runs(&folder, &[&alone[..], &settings].concat());
+    let grouped = ["-i", "in", "-o", "two", "--set", "frame-buffer-size=2"];
+    runs(&folder, &[&grouped[..], &settings].concat());
+    let mut all = Vec::new();
+    for name in names(&input).iter().filter(|name| *name != "notes.txt") {
+        let one = picture(&folder.file("one").join(name)).0;
+        let difference = difference(&picture(&folder.file("two").join(name)).0, &one);
+        // What is read back from a JPEG file exaggerates a level.
+        let most = if name.ends_with("jpg") { 4 } else { 1 };
+        assert!(difference <= most, "{name}: differs by {difference}");
+        assert!(!all.contains(&one), "{name}");
+        all.push(one);
+    }
+    assert_eq!(all.len(), 6);
+    for name in ["e.png", "f.png"] {
+        fs::remove_file(input.join(name)).unwrap();
+    }
+
     // A file that is no picture does not keep the others from being done.
     fs::write(input.join("aa.png"), "no picture").unwrap();
     let bad = run(&folder, &["-i", "in", "-o", "png", "--format", "png"]);
@@ -662,6 +684,11 @@ fn mistakes_are_told_in_a_line() {
             with(&["--set", "timing=immediate"]),
             2,
             &["property timing", "content"],
+        ),
+        (
+            with(&["--repeat", "2", "--set", "frame-buffer-size=2"]),
+            2,
+            &["property frame-buffer-size", "expected 1", "--repeat"],
         ),
         (with(&["--set", "t-index-list=45,32"]), 1, &["t-index-list"]),
         (with(&["--size", "40x40"]), 1, &["width"]),

@@ -134,6 +134,12 @@ pub fn run(args: &Args, verbose: bool) -> Result<ExitCode, Failure> {
             "property mode: expected txt2img where there is no --input",
         ));
     }
+    // A group of frames is drawn with the seed in force when its last one comes in.
+    if args.repeat > 1 && player.element().property::<u32>("frame-buffer-size") > 1 {
+        return Err(Failure::usage(
+            "property frame-buffer-size: expected 1 with --repeat; frames that go through the model together have one seed",
+        ));
+    }
     let jobs = jobs(args, verbose)?;
     check_outputs(&jobs, args.force)?;
     for folder in jobs
