@@ -796,6 +796,40 @@ fn an_interrupt_leaves_whole_files_only() {
     }
 }
 
+/// `nohup streamdiffusion run`, and a job that a script started in the background: what was ignored stays ignored.
+#[test]
+fn signals_that_were_ignored_stay_ignored() {
+    let folder = Folder::new();
+    let input = folder.file("in");
+    fs::create_dir(&input).unwrap();
+    draw(&input.join("000.png"), "smpte", 256, 256);
+    for n in 1..200 {
+        fs::copy(input.join("000.png"), input.join(format!("{n:03}.png"))).unwrap();
+    }
+    let mut child = Command::new("sh")
+        .current_dir(folder.path())
+        .args(["-c", "trap '' HUP INT; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_streamdiffusion"))
+        .args(["run", &parity_text(), "-i", "in", "-o", "out"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let out = folder.file("out");
+    let send = |signal| {
+        // SAFETY: a signal to a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    };
+    wait_until("a picture", || out.join("000.png").exists());
+    send(libc::SIGHUP);
+    send(libc::SIGINT);
+    let after = names(&out).len();
+    wait_until("another picture", || names(&out).len() > after + 1);
+    // The others still end it.
+    send(libc::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+    assert!(names(&out).len() < 200);
+}
+
 #[test]
 fn bench_measures() {
     let folder = Folder::new();

@@ -10,15 +10,21 @@ use crate::failure::Failure;
 /// Held while a file is written.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Has SIGINT, SIGTERM and SIGHUP end the program as soon as no file is being written. To be called before there are other
-/// threads, so that they leave these signals alone too.
+/// Has SIGINT, SIGTERM and SIGHUP end the program as soon as no file is being written; those that were ignored when it
+/// was started, as `nohup` has it, stay ignored. To be called before there are other threads, so that they leave these
+/// signals alone too.
 pub fn watch() -> Result<(), Failure> {
+    let watched = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    let watched: Vec<_> = watched.into_iter().filter(|s| !is_ignored(*s)).collect();
+    if watched.is_empty() {
+        return Ok(());
+    }
     // SAFETY: all-zero is a valid value of this plain C type, which outlives the calls; they cannot fail with signals
     // that exist.
     let signals = unsafe {
         let mut signals: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut signals);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        for signal in watched {
             libc::sigaddset(&mut signals, signal);
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
@@ -37,6 +43,17 @@ pub fn watch() -> Result<(), Failure> {
         })
         .map(|_| ())
         .map_err(|error| Failure::new(format!("no thread for signals: {error}")))
+}
+
+/// Whether `signal` was ignored when the program was started.
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: all-zero is a valid value of this plain C type, which outlives the call; with nothing to set, it only
+    // looks.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// Writes `content` to `path`: whole, or not at all.
