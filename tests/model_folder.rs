@@ -891,6 +891,47 @@ fn weights_stay_in_the_folder() {
     }
 }
 
+/// Memory is set aside for the sizes that a graph fixes. Each dimension here is one that is allowed.
+#[test]
+fn tensors_that_no_machine_holds_are_refused() {
+    let (time, latent) = (|| port(11, "t", 7, &[]), [1024, 4, 8, 8]);
+    for (file, content, parts) in [
+        (
+            "unet/model.onnx",
+            vec![
+                port(11, "x", 1, &latent),
+                time(),
+                port(11, "c", 1, &[1024, 4096, 65536]),
+                port(12, "y", 1, &latent),
+            ],
+            ["its input \"c\"", "274877906944 values"],
+        ),
+        (
+            "unet/model.onnx",
+            vec![
+                port(11, "x", 1, &latent),
+                time(),
+                port(11, "c", 1, &[1024, 16, 32]),
+                port(12, "y", 1, &[1 << 24; 4]),
+            ],
+            // More than 64 bits can say.
+            ["its output \"y\"", "18446744073709551615 values"],
+        ),
+        (
+            "vae_decoder/model.onnx",
+            vec![
+                port(11, "x", 1, &[4, 4, 1024, 1024]),
+                port(12, "y", 1, &[4, 3, 8192, 8192]),
+            ],
+            ["its output \"y\"", "805306368 values"],
+        ),
+    ] {
+        let copy = Copy::parity();
+        copy.write(file, model(&content));
+        copy.fails(file, &[&parts[..], &["expected 268435456 at most"]].concat());
+    }
+}
+
 /// Download caches are folders of links to files elsewhere.
 #[cfg(unix)]
 #[test]

@@ -11,6 +11,9 @@ use super::graph::{Graph, Port};
 use super::read;
 use crate::error::{Error, Result};
 
+/// The most values of an input or output, as far as the graph fixes its dimensions: 1 GiB in float32. A picture of
+/// 8192×8192 has fewer.
+const VALUE_LIMIT: usize = 1 << 28;
 /// Values of Stable Diffusion XL's "time ids".
 pub const SIZE_IDS: usize = 6;
 
@@ -201,6 +204,18 @@ impl ComponentFile {
                         "its input {port} is {size} long in dimension {dim}, expected {most} at most"
                     ));
                 }
+            }
+        }
+        let inputs = self.inputs.iter().map(|(_, port)| ("input", port));
+        let outputs = [Some(&self.output), self.pooled.as_ref()];
+        let outputs = outputs.into_iter().flatten().map(|port| ("output", port));
+        for (what, port) in inputs.chain(outputs) {
+            let fixed = port.dims.iter().flatten();
+            let values = fixed.fold(1usize, |n, size| n.saturating_mul(*size));
+            if values > VALUE_LIMIT {
+                return Err(format!(
+                    "its {what} {port} has {values} values, expected {VALUE_LIMIT} at most"
+                ));
             }
         }
         Ok(())
