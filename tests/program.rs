@@ -880,6 +880,8 @@ fn bench_measures() {
             .unwrap()
             .starts_with("onnxruntime 1.")
     );
+    let ahead = result["precomputed"].as_str().unwrap();
+    assert!(ahead.contains("tensors kept"), "{ahead}");
 }
 
 #[test]

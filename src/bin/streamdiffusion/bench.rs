@@ -272,6 +272,7 @@ impl Lane {
         json!({
             "model": self.loaded.folder.name(),
             "backend": self.loaded.model.backend(),
+            "precomputed": self.loaded.model.precomputed(),
             "settings": settings,
             "frame_size": [self.size.0, self.size.1],
             "size": [side("width"), side("height")],
@@ -387,6 +388,7 @@ fn report(args: &Args, results: &[Value], measured: &[Vec<Round>]) -> String {
             "size",
             format!("{}x{}", result["size"][0], result["size"][1]),
         );
+        row("ahead", word(&result["precomputed"]));
         // Lanes of one model share it, so only the first loads it.
         if number(&result["load_ms"]) >= 1.0 {
             row("loading", format!("{:.0} ms", number(&result["load_ms"])));
