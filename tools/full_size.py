@@ -83,6 +83,14 @@ def gigabytes(size):
     return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
 
 
+def document(printed):
+    """The JSON object in what a program printed, between warnings of libraries."""
+    try:
+        return json.loads(printed[printed.index("{\n") : printed.rindex("}") + 1])
+    except ValueError as e:
+        raise Failed(f"expected a JSON object, found {printed[:500]!r} ({e})") from None
+
+
 def tail(path, lines=15):
     """The end of a log, without what progress bars overwrote."""
     text = path.read_text(errors="replace")
@@ -176,14 +184,14 @@ class Run:
         shutil.rmtree(self.source, ignore_errors=True)
 
         printed = self.step("inspect", [o.program, "inspect", self.model, "--json"])
-        found = json.loads(printed)
+        found = document(printed)
         if found["errors"] or not found["usable"]:
             raise Failed(f"inspect: {found['errors']}")
         self.note("inspect", parameters={c["name"]: c["parameters"] for c in found["components"]})
 
         side = f"{o.size}x{o.size}"
         printed = self.step("bench", [o.program, "bench", self.model, "--size", side, "--warmup", "1", "--frames", str(o.frames), "--set", "steps=1", "--json"])
-        result = json.loads(printed)["results"][0]
+        result = document(printed)["results"][0]
         self.note("bench", **{key: result[key] for key in ("load_ms", "first_frame_ms", "frame_ms", "encode_ms", "denoise_ms", "decode_ms", "precomputed", "backend", "size")})
         if result["size"] != [o.size, o.size]:
             raise Failed(f"bench: frames were processed at {result['size']}, expected {side}")
