@@ -378,6 +378,23 @@ fn what_is_missing_is_named() {
     copy.fails("unet/model.onnx", &["expected a regular file"]);
 }
 
+/// What people have before they export: they are told of it.
+#[test]
+fn checkpoints_are_told_from_other_things() {
+    let copy = Copy::parity();
+    copy.write("model.safetensors", "");
+    fails(
+        &copy.0.join("model.safetensors"),
+        "model.safetensors",
+        &["found a file", "tools/export_model.py"],
+    );
+    copy.remove("unet/model.onnx");
+    copy.write("unet/diffusion_pytorch_model.safetensors", "");
+    copy.fails("unet/model.onnx", &["tools/export_model.py"]);
+    let error = ModelFolder::open(&data("parity/cases.json")).map(drop);
+    assert!(!error.unwrap_err().to_string().contains("export_model"));
+}
+
 #[test]
 fn component_configurations_are_optional() {
     let copy = Copy::parity();

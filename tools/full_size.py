@@ -106,11 +106,14 @@ class Run:
         self.architecture = ARCHITECTURES[name]
         self.folder = options.work / name
         self.source, self.model, self.picture = (self.folder / n for n in ("source", "model", "out.png"))
+        self.given = options.models is not None and (options.models / name / "model_index.json").exists()
+        if self.given:
+            self.model = options.models / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder / "notes.json"
-        self.notes = {}
+        self.notes, self.last = {}, None
         # What is left of a run with other settings, or without --keep, is none of ours.
-        self.settings = {"architecture": dataclasses.asdict(self.architecture), "size": options.size, "tiny": options.tiny}
+        self.settings = {"architecture": dataclasses.asdict(self.architecture), "size": options.size, "tiny": options.tiny, "model": str(self.model)}
         if self.file.exists():
             notes = json.loads(self.file.read_text())
             there = self.model if "export" in notes else self.source
@@ -126,7 +129,7 @@ class Run:
 
     def step(self, name, command, environment=None):
         """Runs `command`, unless an earlier run did so; notes its time and its peak memory. -> what it printed."""
-        log = self.folder / f"{name}.log"
+        log, self.last = self.folder / f"{name}.log", name
         if name in self.notes:
             self.say(f"{name}: done before")
             return log.read_text(errors="replace")
@@ -157,21 +160,25 @@ class Run:
         self.notes[name] = {**self.notes.get(name, {}), **facts}
         self.file.write_text(json.dumps(self.notes, indent=2) + "\n")
 
+    def forget(self):
+        """Has the step that went wrong run again the next time."""
+        self.notes.pop(self.last, None)
+        self.file.write_text(json.dumps(self.notes, indent=2) + "\n")
+
     def check_room(self):
         """An error before anything is begun where disk or memory are too small for the steps that are left."""
         if self.options.tiny or self.options.no_checks:
             return
         free = shutil.disk_usage(self.folder).free
-        left = self.architecture.disk * 1e9 - size_of(self.folder)
+        left = 0 if self.given else self.architecture.disk * 1e9 - size_of(self.folder)
         if free < left:
             raise Failed(f"{gigabytes(left)} of disk are needed in {self.folder}, {gigabytes(free)} are free")
         memory = available_memory()
         if memory is not None and memory < self.architecture.memory * 1e9:
             raise Failed(f"{self.architecture.memory:.1f} GB of memory are needed, {gigabytes(memory)} are available (--no-checks tries all the same)")
 
-    def all(self):
-        """All steps."""
-        self.check_room()
+    def export(self):
+        """From random weights to a model folder."""
         o, a = self.options, self.architecture
         if "export" not in self.notes:
             weights = ["--tiny"] if o.tiny else []
@@ -183,6 +190,14 @@ class Run:
         # The weights are in the graphs now.
         shutil.rmtree(self.source, ignore_errors=True)
 
+    def all(self):
+        """All steps."""
+        self.check_room()
+        o = self.options
+        if self.given:
+            self.note("export", disk=size_of(self.model))
+        else:
+            self.export()
         printed = self.step("inspect", [o.program, "inspect", self.model, "--json"])
         found = document(printed)
         if found["errors"] or not found["usable"]:
@@ -277,6 +292,7 @@ def parse(argv):
     p.add_argument("--program", type=pathlib.Path, default=TARGET / "release" / "streamdiffusion", metavar="FILE", help="the program (%(default)s)")
     p.add_argument("--size", type=int, default=512, metavar="N", help="width and height of the frame (512)")
     p.add_argument("--frames", type=int, default=2, metavar="N", help="frames whose time is measured (2)")
+    p.add_argument("--models", type=pathlib.Path, metavar="DIR", help="take folders DIR/MODEL that were exported before, where there are such; they stay")
     p.add_argument("--keep", action="store_true", help="keep models and pictures, and go on with what an earlier run kept; else all is removed that went well")
     p.add_argument("--tiny", action="store_true", help="the same layouts with a million weights each, to try this script")
     p.add_argument("--no-checks", action="store_true", help="begin even where memory or disk look too small")
@@ -286,6 +302,7 @@ def parse(argv):
 def main(argv=None):
     options = parse(argv)
     options.work, options.program = options.work.resolve(), options.program.resolve()
+    options.models = options.models and options.models.resolve()
     if not options.program.is_file():
         print(f"error: {options.program}: no such file: cargo build --release", file=sys.stderr)
         return 1
@@ -299,9 +316,10 @@ def main(argv=None):
                 run.all()
             except Failed as e:
                 failed.append(name)
+                run.forget()
                 run.say(f"FAILED: {e}")
             if not options.keep:
-                for folder in (run.source, run.model, run.model.with_name("model.partial")):
+                for folder in (run.source, run.folder / "model", run.folder / "model.partial"):
                     shutil.rmtree(folder, ignore_errors=True)
                 if name not in failed:
                     shutil.rmtree(run.folder)

@@ -152,9 +152,17 @@ impl ComponentFile {
             .map_err(|what| Error::invalid(&config_path, what))?;
         let path = folder.join("model.onnx");
         if !path.exists() {
+            // What people have is what diffusers loads.
+            let files = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            let hint = match files.into_iter().any(|f| read::holds_weights(&f.path())) {
+                true => {
+                    "; what is there are weights for diffusers, which tools/export_model.py makes graphs of"
+                }
+                false => "",
+            };
             return Err(Error::not_found(
                 &path,
-                format!("no such file, expected the graph of the model's {component}"),
+                format!("no such file, expected the graph of the model's {component}{hint}"),
             ));
         }
         let graph = Graph::open(&path)?;

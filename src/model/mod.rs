@@ -75,9 +75,13 @@ impl ModelFolder {
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => {
+                let hint = match read::holds_weights(path) {
+                    true => "; a checkpoint or LoRA becomes one by tools/export_model.py",
+                    false => "",
+                };
                 return Err(Error::invalid(
                     path,
-                    "expected a model folder, found a file",
+                    format!("expected a model folder, found a file{hint}"),
                 ));
             }
             Err(e) => {

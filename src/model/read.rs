@@ -54,3 +54,11 @@ pub(super) fn json_or_default<T: DeserializeOwned + Default>(path: &Path, limit:
         Ok(T::default())
     }
 }
+
+/// Whether `path` is named as weights of PyTorch are.
+pub(super) fn holds_weights(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str());
+    extension.is_some_and(|e| {
+        ["safetensors", "ckpt", "pt", "pth", "bin"].contains(&&*e.to_ascii_lowercase())
+    })
+}
