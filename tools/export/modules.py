@@ -52,12 +52,30 @@ class TextEncoder(nn.Module):
         return hidden, self.projection(pooled)
 
 
+class InWeightsType(nn.Module):
+    """A layer without weights, which computes in f32, with its output in the type of `weight`.
+
+    torch puts f16 and f32 together in f32; ONNX's Concat, which becomes of it, wants one type.
+    """
+
+    def __init__(self, layer, owner):
+        super().__init__()
+        self.layer = layer
+        # In a list, so that it does not become a part of this module too.
+        self.owner = [owner]
+
+    def forward(self, values):
+        return self.layer(values).to(self.owner[0].weight.dtype)
+
+
 class Unet(nn.Module):
     """The U-Net: latents [B, 4, h, w], timesteps [B] and text [B, L, D], and what the kind of model adds, to its prediction [B, 4, h, w]."""
 
     def __init__(self, unet, xl, distilled):
         super().__init__()
         self.unet = unet
+        if xl and not isinstance(unet.add_time_proj, InWeightsType):
+            unet.add_time_proj = InWeightsType(unet.add_time_proj, unet.add_embedding.linear_1)
         self.names = ["sample", "timestep", "encoder_hidden_states"]
         self.names += ["text_embeds", "time_ids"] if xl else []
         self.names += ["timestep_cond"] if distilled else []
