@@ -8,7 +8,7 @@ pub enum Variation {
     /// The same for all frames.
     #[default]
     Fixed,
-    /// That of the next seed for every frame: frame k enters with the noise of seed + k.
+    /// That of the next seed for every frame: frame k enters with the noise of seed + k, those that prime a stream counted.
     Fresh,
     /// From one seed's noise to the next one's in this many frames (at least 1), along the arc between them.
     Walk { frames: u32 },
