@@ -22,8 +22,9 @@ pub struct Needs {
 /// The contexts of one text, by timestep.
 pub struct Contexts<M: Model> {
     text: Arc<Text<M::Tensor>>,
-    /// Of latents of this size, the newest at the back.
+    /// Height and width of the latents that `ready` is for.
     size: (usize, usize),
+    /// The newest at the back.
     ready: Vec<(u32, M::Context)>,
 }
 
@@ -70,13 +71,12 @@ impl<M: Model> Contexts<M> {
         if made.len() != missing.len() {
             return Err(Error::engine("unet", "gave fewer contexts than timesteps"));
         }
-        let mut room = KEPT.saturating_sub(needs.timesteps.len());
+        // The oldest go first.
+        let mut surplus = (self.ready.len() + missing.len()).saturating_sub(KEPT);
         self.ready.retain(|(timestep, _)| {
-            let wanted = needs.timesteps.contains(timestep);
-            if !wanted {
-                room = room.saturating_sub(1);
-            }
-            wanted || room > 0
+            let keep = surplus == 0 || needs.timesteps.contains(timestep);
+            surplus -= usize::from(!keep);
+            keep
         });
         self.ready.extend(missing.into_iter().zip(made));
         Ok(())
