@@ -121,3 +121,40 @@ fn latent_consistency_model() {
 fn latent_consistency_model_by_optimum() {
     agrees("lcm", "optimum-lcm", 7);
 }
+
+/// XL is told the size of the picture, so what is computed ahead for one size is wrong for another.
+#[test]
+fn a_new_size_is_told_to_the_model() {
+    let model = data("models/sdxl").display().to_string();
+    let settings = [
+        ("model", &model[..]),
+        ("prompt", "a neon cat"),
+        ("t-index-list", "22,32"),
+        ("cfg-type", "none"),
+    ];
+    let (small, wide) = (caps("RGB", 64, 64), caps("RGB", 96, 64));
+    let rig = Rig::playing(&settings, &small);
+    rig.push(noise(&small, 0));
+    rig.push(noise(&small, 1));
+    assert!(rig.caps(&wide));
+    assert!(rig.segment());
+    for k in 2..5 {
+        rig.push(noise(&wide, k));
+    }
+    rig.end();
+    let found: Vec<_> = rig.frames().into_iter().skip(2).collect();
+    let fresh = Rig::playing(&settings, &wide);
+    for k in 2..5 {
+        fresh.push(noise(&wide, k));
+    }
+    fresh.end();
+    let (expected, caps) = (fresh.frames(), fresh.output_caps());
+    assert_eq!((found.len(), expected.len()), (3, 3));
+    for (found, expected) in found.iter().zip(&expected) {
+        same(
+            &pixels(found, &caps),
+            &pixels(expected, &caps),
+            "the new size",
+        );
+    }
+}
