@@ -23,7 +23,9 @@ fn outputs(folder: &ModelFolder, model: &OnnxModel, side: usize) -> (Vec<f32>, f
     let size: usize = shape.iter().product();
     let noise = TorchGenerator::new(0).randn(TIMESTEPS.len() * size);
     let text = model.encode_text(Some("a painting of a lake"), 1).unwrap();
-    let contexts = model.precompute(&TIMESTEPS, &text, (side, side)).unwrap();
+    let contexts = model
+        .precompute(&TIMESTEPS, &text, (side, side), None)
+        .unwrap();
     let samples: Vec<_> = noise
         .chunks(size)
         .map(|map| HostTensor::new(&shape, map.to_vec()))

@@ -12,7 +12,7 @@ use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::engine::onnxruntime::OnnxModel;
 use gststreamdiffusion::engine::{Denoise, Model, Text, shared};
 use gststreamdiffusion::model::{
-    BetaSchedule, Dtype, Graph, ModelFolder, Posterior, PredictionType, Role,
+    BetaSchedule, Dtype, Graph, Inspection, ModelFolder, Posterior, PredictionType, Role,
 };
 
 fn data(name: &str) -> PathBuf {
@@ -95,6 +95,10 @@ fn copy(from: &Path, to: &Path) {
 #[track_caller]
 fn fails(folder: &Path, file: &str, parts: &[&str]) {
     let message = ModelFolder::open(folder).unwrap_err().to_string();
+    // One that looks for all that is wrong comes upon this first.
+    let found = Inspection::open(folder);
+    assert!(found.folder.is_none());
+    assert_eq!(found.errors[0].to_string(), message);
     for part in [file].iter().chain(parts) {
         assert!(message.contains(part), "{message:?} lacks {part:?}");
     }

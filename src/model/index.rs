@@ -1,6 +1,6 @@
 //! `model_index.json`: which kind of pipeline a folder holds.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -34,71 +34,102 @@ impl Family {
     }
 }
 
-/// Checks that `model_index.json` names a pipeline of a supported family and no component beyond it. Also gives what it
-/// says of empty negative prompts.
-pub(super) fn check_index(path: &Path) -> Result<(Family, bool)> {
-    let index: Map<String, Value> = read::json(path, read::CONFIG_LIMIT)?;
-    let class = index
-        .get("_class_name")
-        .and_then(Value::as_str)
-        .ok_or_else(|| Error::invalid(path, "expected the pipeline's name at _class_name"))?;
-    let name = class
-        .strip_prefix("Onnx")
-        .or(class.strip_prefix("ORT"))
-        .unwrap_or(class);
-    let family = if name.starts_with("StableDiffusionXL") {
-        Some(Family::StableDiffusionXl)
-    } else if name.starts_with("StableDiffusion3") {
-        None
-    } else if name.starts_with("StableDiffusion") || name.starts_with("LatentConsistencyModel") {
-        Some(Family::StableDiffusion)
-    } else {
-        None
-    };
-    let Some(family) = family else {
-        return Err(Error::invalid(
-            path,
-            format!(
-                "unsupported: _class_name is {class:?}, expected a StableDiffusion…, StableDiffusionXL… or LatentConsistencyModel… pipeline"
-            ),
-        ));
-    };
-    let known = [
-        "scheduler",
-        "text_encoder",
-        "tokenizer",
-        "unet",
-        "vae",
-        "vae_encoder",
-        "vae_decoder",
-        "safety_checker",
-        "feature_extractor",
-        "image_encoder",
-    ];
-    let second = ["text_encoder_2", "tokenizer_2"];
-    // A component is a pair of library and class; [null, null] says that the pipeline goes without it.
-    let has = |value: &Value| {
-        value
-            .as_array()
-            .is_some_and(|pair| pair.iter().any(|v| !v.is_null()))
-    };
-    for (key, value) in &index {
-        let of_xl = family == Family::StableDiffusionXl && second.contains(&key.as_str());
-        if has(value) && !known.contains(&key.as_str()) && !of_xl {
-            return Err(Error::invalid(
+/// A `model_index.json`, of whatever pipeline.
+#[derive(Debug)]
+pub(super) struct Index {
+    path: PathBuf,
+    entries: Map<String, Value>,
+}
+
+impl Index {
+    /// Reads the file at `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::not_found(
                 path,
-                format!("unsupported: it names the component {key:?}"),
+                "no such file, expected in every model folder (as Optimum writes it)",
             ));
         }
+        Ok(Self {
+            path: path.to_owned(),
+            entries: read::json(path, read::CONFIG_LIMIT)?,
+        })
     }
-    // The refiner, which restyles what the base model made, has no first text encoder.
-    if family == Family::StableDiffusionXl && index.get("text_encoder").is_some_and(|v| !has(v)) {
-        return Err(Error::invalid(
-            path,
-            "unsupported: it has no text_encoder, as the refiner of Stable Diffusion XL; expected a base model",
-        ));
+
+    /// The class of the pipeline that it names.
+    pub fn class(&self) -> Option<&str> {
+        self.entries.get("_class_name").and_then(Value::as_str)
     }
-    let zeros = index.get("force_zeros_for_empty_prompt");
-    let zero_negative = family == Family::StableDiffusionXl && zeros == Some(&Value::Bool(true));
-    Ok((family, zero_negative))
+
+    /// Checks that it names a pipeline of a supported family and no component beyond it. Also gives what it says of empty
+    /// negative prompts.
+    pub fn check(&self) -> Result<(Family, bool)> {
+        let path = &self.path;
+        let class = self
+            .class()
+            .ok_or_else(|| Error::invalid(path, "expected the pipeline's name at _class_name"))?;
+        let name = class
+            .strip_prefix("Onnx")
+            .or(class.strip_prefix("ORT"))
+            .unwrap_or(class);
+        let family = if name.starts_with("StableDiffusionXL") {
+            Some(Family::StableDiffusionXl)
+        } else if name.starts_with("StableDiffusion3") {
+            None
+        } else if name.starts_with("StableDiffusion") || name.starts_with("LatentConsistencyModel")
+        {
+            Some(Family::StableDiffusion)
+        } else {
+            None
+        };
+        let Some(family) = family else {
+            return Err(Error::invalid(
+                path,
+                format!(
+                    "unsupported: _class_name is {class:?}, expected a StableDiffusion…, StableDiffusionXL… or LatentConsistencyModel… pipeline"
+                ),
+            ));
+        };
+        let known = [
+            "scheduler",
+            "text_encoder",
+            "tokenizer",
+            "unet",
+            "vae",
+            "vae_encoder",
+            "vae_decoder",
+            "safety_checker",
+            "feature_extractor",
+            "image_encoder",
+        ];
+        let second = ["text_encoder_2", "tokenizer_2"];
+        // A component is a pair of library and class; [null, null] says that the pipeline goes without it.
+        let has = |value: &Value| {
+            value
+                .as_array()
+                .is_some_and(|pair| pair.iter().any(|v| !v.is_null()))
+        };
+        for (key, value) in &self.entries {
+            let of_xl = family == Family::StableDiffusionXl && second.contains(&key.as_str());
+            if has(value) && !known.contains(&key.as_str()) && !of_xl {
+                return Err(Error::invalid(
+                    path,
+                    format!("unsupported: it names the component {key:?}"),
+                ));
+            }
+        }
+        // The refiner, which restyles what the base model made, has no first text encoder.
+        if family == Family::StableDiffusionXl
+            && self.entries.get("text_encoder").is_some_and(|v| !has(v))
+        {
+            return Err(Error::invalid(
+                path,
+                "unsupported: it has no text_encoder, as the refiner of Stable Diffusion XL; expected a base model",
+            ));
+        }
+        let zeros = self.entries.get("force_zeros_for_empty_prompt");
+        let zero_negative =
+            family == Family::StableDiffusionXl && zeros == Some(&Value::Bool(true));
+        Ok((family, zero_negative))
+    }
 }

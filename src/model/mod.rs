@@ -5,10 +5,12 @@
 //! file is at fault and what was expected.
 
 mod component;
+mod fit;
 mod graph;
 mod index;
 mod inspection;
 mod manifest;
+mod parts;
 pub mod prompt;
 mod read;
 mod scheduler;
@@ -19,15 +21,15 @@ mod wire;
 
 use std::path::{Path, PathBuf};
 
-use component::Layer;
 pub use component::{Component, ComponentFile, Config, Role, SIZE_IDS};
+use fit::Fit;
 pub use graph::{Dtype, Graph, Port};
-use index::{Family, check_index};
 pub use inspection::Inspection;
 pub use manifest::{
     Defaults, Export, ExportBatch, ExportDtype, ExportSize, Lora, Manifest, ManifestLimits,
     Posterior, UnetOptions, VaeOptions,
 };
+use parts::{Parts, TextParts};
 pub use prompt::weigh;
 pub use scheduler::{BetaSchedule, ConsistencyMethod, PredictionType, SchedulerConfig};
 pub use split::{Boundary, Split, TensorType};
@@ -38,8 +40,6 @@ use crate::error::{Error, Result};
 
 /// Latent scaling of Stable Diffusion 1 and 2, for folders without VAE configurations.
 const SCALING_FACTOR: f64 = 0.18215;
-/// Blocks of Stable Diffusion's U-Net and VAE, for folders without configurations.
-const BLOCKS: usize = 4;
 
 /// A text encoder and the tokenizer that goes with it.
 #[derive(Debug)]
@@ -60,112 +60,48 @@ pub struct ModelFolder {
     unet: ComponentFile,
     vae_encoder: ComponentFile,
     vae_decoder: ComponentFile,
-    scaling_factor: f64,
-    shift_factor: f64,
-    latent_channels: usize,
-    latent_scale: usize,
-    gives_posterior: bool,
-    fixed_size: Option<(usize, usize)>,
+    fit: Fit,
     zero_negative: bool,
 }
 
 impl ModelFolder {
     /// Opens the model folder at `path`. Takes milliseconds and little memory, whatever the size of the weights.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it; [`Inspection`] lists all.
     pub fn open(path: &Path) -> Result<Self> {
-        match std::fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => {
-                let hint = match read::holds_weights(path) {
-                    true => "; a checkpoint or LoRA becomes one by tools/export_model.py",
-                    false => "",
-                };
-                return Err(Error::invalid(
-                    path,
-                    format!("expected a model folder, found a file{hint}"),
-                ));
-            }
-            Err(e) => {
-                return Err(Error::not_found(
-                    path,
-                    format!("cannot be opened: {e}; expected a model folder"),
-                ));
-            }
-        }
-        let index = path.join("model_index.json");
-        if !index.exists() {
-            return Err(Error::not_found(
-                &index,
-                "no such file, expected in every model folder (as Optimum writes it)",
-            ));
-        }
-        let (family, zero_negative) = check_index(&index)?;
-        let manifest = Manifest::open(&path.join("streamdiffusion.toml"))?;
-        let scheduler = SchedulerConfig::open(&path.join("scheduler/scheduler_config.json"))?;
-        let text_encoders = family
-            .text_encoders()
-            .iter()
-            .map(|(component, tokenizer, layer)| {
-                TextEncoder::open(path, *component, tokenizer, *layer)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let open = |component| ComponentFile::open(path, component, Layer::Last);
-        let unet = open(Component::Unet)?;
-        let encoder = open(Component::VaeEncoder)?;
-        let decoder = open(Component::VaeDecoder)?;
-        check_text(&text_encoders, &unet)?;
+        let parts = Parts::open(path, &mut Err)?;
+        // Whatever is missing from them has ended the search.
+        let whole = Self::assemble(path, parts);
+        whole.unwrap_or_else(|| Err(Error::invalid(path, "has parts that cannot be opened")))
+    }
 
-        let latent_channels = latent_channels(&unet, &encoder, &decoder)?;
-        let gives_posterior = match encoder.output.fixed(1) {
-            Some(c) if c == latent_channels => false,
-            Some(c) if c == 2 * latent_channels => true,
-            Some(c) => {
-                return Err(Error::invalid(
-                    &encoder.path,
-                    format!(
-                        "its output {} has {c} channels, expected {latent_channels} or, for mean and variance, {}",
-                        encoder.output,
-                        2 * latent_channels
-                    ),
-                ));
-            }
-            None => encoder.output.name == "latent_parameters",
+    /// The folder that `parts` make up, or why they do not fit together; `None` if one is missing.
+    fn assemble(path: &Path, parts: Parts) -> Option<Result<Self>> {
+        let (_, zero_negative) = parts.family?;
+        let (scheduler, manifest) = (parts.scheduler?, parts.manifest?);
+        let text_encoder = |text: TextParts| {
+            Some(TextEncoder {
+                file: text.file?,
+                tokenizer: text.tokenizer?,
+            })
         };
-        let blocks = |file: &ComponentFile| {
-            file.config
-                .block_out_channels
-                .as_ref()
-                .map_or(BLOCKS, Vec::len)
-        };
-        if blocks(&encoder) != blocks(&decoder) {
-            return Err(Error::invalid(
-                &decoder.path.with_file_name("config.json"),
-                format!(
-                    "block_out_channels has {} values, expected {}, as vae_encoder's",
-                    blocks(&decoder),
-                    blocks(&encoder)
-                ),
-            ));
-        }
-        let latent_scale = 1 << (blocks(&encoder) - 1);
-        let fixed_size = fixed_size([&unet, &encoder, &decoder], latent_scale)?;
-        // Latents go encoder → U-Net → decoder, so one pair of numbers serves both ways.
-        let vae = |get: fn(&Config) -> Option<f64>| get(&decoder.config).or(get(&encoder.config));
-        Ok(Self {
-            scaling_factor: vae(|c| c.scaling_factor).unwrap_or(SCALING_FACTOR),
-            shift_factor: vae(|c| c.shift_factor).unwrap_or(0.0),
+        let texts = parts.texts.into_iter().map(text_encoder);
+        let text_encoders = texts.collect::<Option<Vec<_>>>()?;
+        let (unet, vae_encoder, vae_decoder) =
+            (parts.unet?, parts.vae_encoder?, parts.vae_decoder?);
+        let fit = Fit::of(&text_encoders, &unet, &vae_encoder, &vae_decoder);
+        Some(fit.map(|fit| Self {
             path: path.to_owned(),
             scheduler,
             manifest,
             text_encoders,
             unet,
-            vae_encoder: encoder,
-            vae_decoder: decoder,
-            latent_channels,
-            latent_scale,
-            gives_posterior,
-            fixed_size,
+            vae_encoder,
+            vae_decoder,
+            fit,
             zero_negative,
-        })
+        }))
     }
 
     /// Where it is.
@@ -220,32 +156,39 @@ impl ModelFolder {
 
     /// What latents of the VAE, less the [shift](Self::shift_factor), are multiplied with for the U-Net.
     pub fn scaling_factor(&self) -> f64 {
-        self.scaling_factor
+        self.vae(|config| config.scaling_factor)
+            .unwrap_or(SCALING_FACTOR)
     }
 
     /// What is subtracted from latents of the VAE before they are scaled.
     pub fn shift_factor(&self) -> f64 {
-        self.shift_factor
+        self.vae(|config| config.shift_factor).unwrap_or(0.0)
+    }
+
+    /// What the image autoencoder's configurations say. Latents go encoder → U-Net → decoder, so one number serves both
+    /// ways.
+    fn vae(&self, get: fn(&Config) -> Option<f64>) -> Option<f64> {
+        get(&self.vae_decoder.config).or(get(&self.vae_encoder.config))
     }
 
     /// Channels of a latent.
     pub fn latent_channels(&self) -> usize {
-        self.latent_channels
+        self.fit.latent_channels
     }
 
     /// Pixels per latent sample, each way.
     pub fn latent_scale(&self) -> usize {
-        self.latent_scale
+        self.fit.latent_scale
     }
 
     /// Whether the image encoder gives mean and logarithm of variance, 2·C channels, instead of a latent.
     pub fn gives_posterior(&self) -> bool {
-        self.gives_posterior
+        self.fit.gives_posterior
     }
 
     /// Whether latents are to be sampled from what the image encoder gives.
     pub fn samples_posterior(&self) -> bool {
-        self.gives_posterior && self.manifest.vae.posterior == Posterior::Sample
+        self.fit.gives_posterior && self.manifest.vae.posterior == Posterior::Sample
     }
 
     /// How many chunks of the text encoders' length the U-Net takes, where it fixes that.
@@ -261,169 +204,15 @@ impl ModelFolder {
 
     /// Width and height in pixels must be multiples of this.
     pub fn multiple(&self) -> usize {
-        let halvings = self
-            .unet
-            .config
-            .block_out_channels
-            .as_ref()
-            .map_or(BLOCKS, Vec::len)
-            - 1;
+        let halvings = fit::blocks(&self.unet) - 1;
         self.manifest
             .limits
             .multiple
-            .unwrap_or(self.latent_scale << halvings)
+            .unwrap_or(self.fit.latent_scale << halvings)
     }
 
     /// The only `(width, height)` in pixels that the graphs take, where they fix it.
     pub fn fixed_size(&self) -> Option<(usize, usize)> {
-        self.fixed_size
-    }
-}
-
-impl TextEncoder {
-    fn open(path: &Path, component: Component, tokenizer: &str, layer: Layer) -> Result<Self> {
-        let file = ComponentFile::open(path, component, layer)?;
-        let tokenizer = Tokenizer::open(
-            &path.join(tokenizer),
-            file.input(Role::TokenIds).and_then(|p| p.fixed(1)),
-            file.config.max_position_embeddings,
-            file.config.vocab_size,
-        )?;
-        Ok(Self { file, tokenizer })
-    }
-}
-
-/// Checks that tokenizers, text encoders and U-Net agree on the text embeddings' shapes.
-fn check_text(encoders: &[TextEncoder], unet: &ComponentFile) -> Result<()> {
-    let length = encoders[0].tokenizer.length();
-    let mut width = Some(0);
-    for TextEncoder { file, tokenizer } in encoders {
-        if tokenizer.length() != length {
-            return Err(Error::invalid(
-                &file.path,
-                format!(
-                    "its texts have {} tokens, expected {length}, as those of the first text encoder",
-                    tokenizer.length()
-                ),
-            ));
-        }
-        if file.output.fixed(1).is_some_and(|l| l != length) {
-            return Err(Error::invalid(
-                &file.path,
-                format!(
-                    "its output {} is expected to have {length} tokens, as its input",
-                    file.output
-                ),
-            ));
-        }
-        width = width.zip(file.output.fixed(2)).map(|(a, b)| a + b);
-    }
-    let pooled = encoders.last().and_then(|e| e.file.pooled.as_ref());
-    if unet.input(Role::Pooled).is_some() && pooled.is_none() {
-        return Err(Error::invalid(
-            &unet.path,
-            "wants a pooled text embedding, which only the second text encoder of a StableDiffusionXL… pipeline gives",
-        ));
-    }
-    let text = unet.input(Role::Text);
-    if let Some(wanted) = text.and_then(|p| p.fixed(1))
-        && wanted % length != 0
-    {
-        return Err(Error::invalid(
-            &unet.path,
-            format!(
-                "wants text embeddings of {wanted} tokens, expected {length} or a multiple, as the text encoder gives: they belong to different models"
-            ),
-        ));
-    }
-    for (wanted, given) in [
-        (text.and_then(|p| p.fixed(2)), width),
-        (
-            unet.input(Role::Pooled).and_then(|p| p.fixed(1)),
-            pooled.and_then(|p| p.fixed(1)),
-        ),
-    ] {
-        if let (Some(wanted), Some(given)) = (wanted, given)
-            && wanted != given
-        {
-            return Err(Error::invalid(
-                &unet.path,
-                format!(
-                    "wants text embeddings of {wanted}, expected {given}, as the text encoder gives: they belong to different models"
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The channels of a latent, on which every graph and configuration must agree.
-fn latent_channels(
-    unet: &ComponentFile,
-    encoder: &ComponentFile,
-    decoder: &ComponentFile,
-) -> Result<usize> {
-    let sample = |file: &ComponentFile| file.input(Role::Sample).and_then(|p| p.fixed(1));
-    let channels = decoder
-        .config
-        .latent_channels
-        .or(sample(decoder))
-        .or(encoder.config.latent_channels)
-        .or(unet.output.fixed(1))
-        .unwrap_or(4);
-    for (file, found) in [
-        (encoder, encoder.config.latent_channels),
-        (decoder, sample(decoder)),
-        (unet, unet.config.in_channels),
-        (unet, sample(unet)),
-        (unet, unet.output.fixed(1)),
-    ] {
-        if let Some(found) = found.filter(|c| *c != channels) {
-            return Err(Error::invalid(
-                &file.path,
-                format!(
-                    "unsupported: its latents have {found} channels, expected the image decoder's {channels}"
-                ),
-            ));
-        }
-    }
-    Ok(channels)
-}
-
-/// The picture size that the graphs fix, on which they must agree.
-fn fixed_size(
-    [unet, encoder, decoder]: [&ComponentFile; 3],
-    scale: usize,
-) -> Result<Option<(usize, usize)>> {
-    let mut size: [Option<usize>; 2] = [None; 2];
-    let latent = |file, port| (file, port, scale);
-    for (file, port, scale) in [
-        (encoder, encoder.input(Role::Sample), 1),
-        latent(encoder, Some(&encoder.output)),
-        latent(unet, unet.input(Role::Sample)),
-        latent(unet, Some(&unet.output)),
-        latent(decoder, decoder.input(Role::Sample)),
-        (decoder, Some(&decoder.output), 1),
-    ] {
-        let Some(port) = port else { continue };
-        for (known, found) in size.iter_mut().zip([port.fixed(3), port.fixed(2)]) {
-            let Some(found) = found.map(|f| f * scale) else {
-                continue;
-            };
-            if *known.get_or_insert(found) != found {
-                return Err(Error::invalid(
-                    &file.path,
-                    format!("{port} fixes another picture size than the components before it"),
-                ));
-            }
-        }
-    }
-    match size {
-        [Some(width), Some(height)] => Ok(Some((width, height))),
-        [None, None] => Ok(None),
-        _ => Err(Error::invalid(
-            &unet.path,
-            "unsupported: width or height is fixed, expected both or neither",
-        )),
+        self.fit.fixed_size
     }
 }
