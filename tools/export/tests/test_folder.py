@@ -118,6 +118,14 @@ class Folder(common.Case):
         with torch.no_grad():
             self.assert_near(got.astype(np.float32), fused(sample, steps, state).sample.numpy(), 2e-2)
 
+    def test_sdxl_in_f16(self):
+        # The export compares the graph with torch's f32; here it is that it can be loaded, sizes computed in f32 and all.
+        folder = common.exported("sdxl", "--dtype", "f16")
+        self.assert_whole(folder)
+        for component in ("text_encoder", "text_encoder_2", "unet"):
+            s = session(folder, component)
+            self.assertEqual({i.type for i in s.get_inputs() if "int" not in i.type} | {o.type for o in s.get_outputs()}, {"tensor(float16)"})
+
     def test_sdxl(self):
         folder = common.exported("sdxl")
         self.assert_whole(folder)
