@@ -10,7 +10,7 @@ use std::time::Instant;
 use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::engine::onnxruntime::OnnxModel;
 use gststreamdiffusion::engine::{Denoise, Model};
-use gststreamdiffusion::model::ModelFolder;
+use gststreamdiffusion::model::{Boundary, Dtype, ModelFolder, Role, Split};
 use gststreamdiffusion::stream::noise::TorchGenerator;
 
 /// Frames that go through the U-Net at once, each at its own step.
@@ -43,6 +43,27 @@ fn outputs(folder: &ModelFolder, model: &OnnxModel, side: usize) -> (Vec<f32>, f
     (found.iter().flat_map(|t| t.data()).copied().collect(), time)
 }
 
+/// What the parts are: without weights, so that it takes no time.
+#[test]
+#[ignore = "needs FULL_MODEL, a model folder"]
+fn the_u_net_splits() {
+    let path = std::env::var_os("FULL_MODEL").expect("FULL_MODEL is set");
+    let folder = ModelFolder::open(Path::new(&path)).unwrap();
+    let unet = folder.unet();
+    let name = |role| &unet.input(role).unwrap().name;
+    let split = Split::open(&unet.path, name(Role::Sample), &unet.output.name);
+    let split = split.unwrap().expect("there is something to compute ahead");
+    let boundary = split.boundary();
+    let of_time = |b: &&Boundary| b.from.contains(name(Role::Timestep));
+    let timed = boundary.iter().filter(of_time).count();
+    let [all, ahead, live] = split.node_counts();
+    println!(
+        "nodes {all}, ahead {ahead}, live {live}; kept {}, {timed} of them follow from the timestep",
+        boundary.len()
+    );
+    assert!(timed > 0 && boundary.len() > timed);
+}
+
 /// One after the other, since two copies of a large U-Net may not fit in memory.
 #[test]
 #[ignore = "needs FULL_MODEL, a model folder"]
@@ -72,7 +93,7 @@ fn the_split_u_net_agrees_with_the_whole_one() {
     // In f16 what is kept between the parts is rounded to 11 bits, as it would be between any two layers.
     let dtype = folder.unet().output.dtype;
     let tolerance = match dtype {
-        gststreamdiffusion::model::Dtype::F16 => 2e-2,
+        Dtype::F16 => 2e-2,
         _ => 1e-4,
     };
     assert!(largest > 0.0 && difference <= tolerance * largest);
