@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -778,10 +779,16 @@ fn an_interrupt_leaves_whole_files_only() {
         fs::copy(input.join("000.png"), input.join(format!("{n:03}.png"))).unwrap();
     }
     let model = parity_text();
-    let mut child = program(&folder, &["run", &model, "-i", "in", "-o", "out"])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut command = program(&folder, &["run", &model, "-i", "in", "-o", "out"]);
+    // It is ignored by what a script starts in the background, and so by these tests if that is how they are run.
+    // SAFETY: signal may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGINT, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     let out = folder.file("out");
     wait_until("a picture", || out.join("001.png").exists());
     // SAFETY: a signal to a child that has not been waited for.
