@@ -437,6 +437,19 @@ pub fn restyled(settings: &[Setting], frames: std::ops::Range<u64>) -> Vec<Vec<u
     restyle(settings, &rgb(), frames.map(frame).collect())
 }
 
+/// Copies a folder and all that is in it, over what is there.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 /// A new folder, removed when dropped.
 pub struct Folder(PathBuf);
 
@@ -453,17 +466,6 @@ impl Folder {
 
     /// A copy of the parity model.
     pub fn model() -> Self {
-        fn copy(from: &Path, to: &Path) {
-            fs::create_dir_all(to).unwrap();
-            for entry in fs::read_dir(from).unwrap().flatten() {
-                let to = to.join(entry.file_name());
-                if entry.path().is_dir() {
-                    copy(&entry.path(), &to);
-                } else {
-                    fs::copy(entry.path(), to).unwrap();
-                }
-            }
-        }
         let folder = Self::new();
         copy(&parity(), &folder.0);
         folder
