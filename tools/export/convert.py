@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import json
+import pathlib
 import platform
 
 import torch
@@ -30,8 +31,6 @@ def versions():
 
 def open_source(options, say):
     """SOURCE -> a source of networks."""
-    import pathlib
-
     from . import hub
 
     path = pathlib.Path(options.source)
@@ -58,6 +57,13 @@ def check_sizes(options, unet_config, vae_config):
     return (options.size[0] // scale, options.size[1] // scale), options.size, multiple
 
 
+def inputs(options):
+    """{option: path} of everything on disk that is read."""
+    found = {"SOURCE": pathlib.Path(options.source), "--config": options.config, "--vae": None if options.vae in ("full", "tiny") else pathlib.Path(options.vae)}
+    found |= {f"--lora {l.path.name}": l.path for l in options.loras}
+    return {what: path for what, path in found.items() if path is not None and path.exists()}
+
+
 class Conversion:
     """One run of the command."""
 
@@ -71,7 +77,7 @@ class Conversion:
         """Writes the folder; returns the Workspace's OUT."""
         o = self.options
         found = versions()
-        space = Workspace(o.out, o.force)
+        space = Workspace(o.out, o.force, inputs(o))
         lora.check_files(o.loras)
         space.open()
         try:

@@ -66,9 +66,18 @@ class Errors(common.Case):
         self.out.mkdir()
         (self.out / "mine.txt").write_text("x")
         self.assertIn("--force", self.error(common.model("sd15"), self.out))
-        # Nor does --force take away what is no model folder.
+        # Nor does --force take away what is no model folder, or one of another tool's.
+        (self.out / "model_index.json").write_text("{}")
         self.assertIn("not a model folder", self.error(common.model("sd15"), self.out, "--force"))
         self.assertEqual((self.out / "mine.txt").read_text(), "x")
+
+    def test_force_does_not_take_away_what_is_read(self):
+        source = self.changed("model_index.json")
+        (source / "streamdiffusion.toml").write_text('[export]\ntool = "export_model.py"\n')
+        files = sorted(p for p in source.rglob("*"))
+        for arguments in ([source, source], [source, source / "unet"], [common.model("sd15"), source, "--vae", source / "vae"], [source, self.folder]):
+            self.check("which the export reads", *arguments, "--force")
+        self.assertEqual(sorted(p for p in source.rglob("*")), files)
 
     def test_sizes(self):
         self.check("multiples of 4", common.model("sd15"), self.out, "--size", "34")

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import pathlib
 import tomllib
 from unittest import mock
@@ -144,7 +145,12 @@ class Workspace(common.Case):
         for keep in (False, True):
             space = workspace.Workspace(self.folder / f"out{keep}", force=True)
             space.out.mkdir()
+            (space.out / "streamdiffusion.toml").write_text('[export]\ntool = "export_model.py"\n')
             (space.out / "model_index.json").write_text("old")
+            # Names that somebody may use for copies of theirs.
+            for name in (f"out{keep}.old", f"out{keep}.whole"):
+                (self.folder / name).mkdir()
+                (self.folder / name / "mine.txt").write_text("mine")
             space.open()
             (space.begin("unet") / "model.onnx").write_bytes(b"new")
             space.finish("unet", "k", error=0.0)
@@ -154,7 +160,67 @@ class Workspace(common.Case):
             self.assertEqual([p.relative_to(space.out).as_posix() for p in space.out.rglob("*") if p.is_file()], ["unet/model.onnx"])
             self.assertEqual(space.partial.exists(), keep)
             self.assertEqual(bool(keep and space.finished("unet", "k")), keep)
-            self.assertEqual({p.name for p in self.folder.iterdir() if p.name.startswith(f"out{keep}")}, {f"out{keep}"} | ({f"out{keep}.partial"} if keep else set()))
+            left = {f"out{keep}", f"out{keep}.old", f"out{keep}.whole"} | ({f"out{keep}.partial"} if keep else set())
+            self.assertEqual({p.name for p in self.folder.iterdir() if p.name.startswith(f"out{keep}")}, left)
+            for name in (f"out{keep}.old", f"out{keep}.whole"):
+                self.assertEqual((self.folder / name / "mine.txt").read_text(), "mine")
+
+    def test_a_folder_of_somebody_elses_is_left_alone(self):
+        space = workspace.Workspace(self.folder / "out")
+        space.partial.mkdir()
+        (space.partial / "mine.txt").write_text("mine")
+        with self.assertRaisesRegex(ExportError, "not from export_model.py"):
+            space.open()
+        (space.partial / workspace.LOCK).write_text("mine too")
+        with self.assertRaisesRegex(ExportError, "not from export_model.py"):
+            space.open()
+        self.assertEqual({p.name: p.read_text() for p in space.partial.iterdir()}, {"mine.txt": "mine", workspace.LOCK: "mine too"})
+
+    def test_what_the_export_reads_is_not_written_over(self):
+        out = self.folder / "out"
+        out.mkdir()
+        (out / "streamdiffusion.toml").write_text('[export]\ntool = "export_model.py"\n')
+        (out / "unet").mkdir()
+        for path in (out, self.folder, out / "unet", out / "unet" / "lora.safetensors"):
+            with self.assertRaisesRegex(ExportError, "SOURCE.*which the export reads"):
+                workspace.Workspace(out, True, {"SOURCE": path}).open()
+        for path in (out.with_name("out.partial"), out.with_name("out.partial") / "unet"):
+            with self.assertRaisesRegex(ExportError, "which the export reads"):
+                workspace.Workspace(out, True, {"SOURCE": path}).open()
+        (self.folder / "link").symlink_to(out)
+        with self.assertRaisesRegex(ExportError, "which the export reads"):
+            workspace.Workspace(self.folder / "link", True, {"SOURCE": out}).open()
+        self.assertTrue((out / "unet").is_dir())
+        self.assertFalse((self.folder / "out.partial").exists())
+        # A new folder in that of the source takes nothing away.
+        space = workspace.Workspace(out / "unet" / "new", False, {"SOURCE": out})
+        space.open()
+        space.close()
+        self.assertFalse((out / "unet" / "new.partial").exists())
+
+    def test_two_processes_do_not_write_one_folder(self):
+        first, second = (workspace.Workspace(self.folder / "out") for _ in range(2))
+        first.open()
+        with self.assertRaisesRegex(ExportError, f"process {os.getpid()} is writing"):
+            second.open()
+        (first.begin("unet") / "model.onnx").write_bytes(b"x")
+        first.close()
+        second.open()
+        self.assertTrue((second.partial / "unet").exists())
+        second.close()
+
+    def test_paths_without_a_name(self):
+        with self.assertRaisesRegex(ExportError, "top of a disk"):
+            workspace.Workspace(pathlib.Path("/"))
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        os.chdir(self.folder)
+        for path in (".", "..", self.folder):
+            with self.assertRaisesRegex(ExportError, "exists"):
+                workspace.Workspace(pathlib.Path(path)).open()
+        (self.folder / "streamdiffusion.toml").write_text('[export]\ntool = "export_model.py"\n')
+        with self.assertRaisesRegex(ExportError, "working directory"):
+            workspace.Workspace(pathlib.Path("."), True).open()
 
     def test_too_little_disk(self):
         space = workspace.Workspace(self.folder / "out")
