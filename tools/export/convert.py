@@ -34,14 +34,15 @@ def open_source(options, say):
     from . import hub
 
     path = pathlib.Path(options.source)
+    half = options.dtype == "f16"
     if path.is_dir():
         if not (path / "model_index.json").exists():
             raise ExportError(f"{path}: a folder without model_index.json: not a diffusers pipeline")
-        return FolderSource(path)
+        return FolderSource(path, half=half)
     if path.is_file():
         return single_file.SingleFileSource(path, options.config, options.prediction)
     if hub.is_id(options.source):
-        return FolderSource(hub.fetch_pipeline(options.source, options.vae == "full", options.offline, say), label=options.source)
+        return FolderSource(hub.fetch_pipeline(options.source, options.vae == "full", options.offline, say, half), label=options.source, half=half)
     raise ExportError(f"{options.source}: no such folder or file, and not a hub id such as stabilityai/sd-turbo")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import torch
 from safetensors import safe_open
@@ -49,27 +50,35 @@ def elements(path):
     return total
 
 
-def weight_files(folder):
-    """The .safetensors files of a network's folder that are to be loaded, and the `variant` that names them to diffusers.
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.safetensors")
+"""What diffusers and transformers call a network's weights: whole or in parts, in one precision or another."""
 
-    A folder may hold several precisions; the unnamed one is taken, else fp16.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [f for f in files if ".fp16" not in f.name and ".non_ema" not in f.name]
-    half = [f for f in files if ".fp16" in f.name and ".non_ema" not in f.name]
-    if plain or half:
-        return (plain, None) if plain else (half, "fp16")
+
+def choose_weights(names, half=False):
+    """Which of the names of files to load a network from: those of one precision. `half`: f16 where there are such, else where there is nothing else."""
+    found = sorted(n for n in names if WEIGHTS.fullmatch(n))
+    plain = [n for n in found if ".fp16" not in n]
+    fp16 = [n for n in found if ".fp16" in n]
+    return fp16 or plain if half else plain or fp16
+
+
+def weight_files(folder, half=False):
+    """The .safetensors files of a network's folder that are to be loaded, and the `variant` that names them to diffusers."""
+    names = choose_weights([p.name for p in folder.glob("*.safetensors") if p.exists()], half)
+    if names:
+        return [folder / n for n in names], "fp16" if ".fp16" in names[0] else None
     pickles = [f for f in folder.iterdir() if f.suffix in PICKLES] if folder.is_dir() else []
     if pickles:
         refuse_pickle(pickles[0])
-    raise ExportError(f"{folder}: no .safetensors file in it, expected the network's weights")
+    raise ExportError(f"{folder}: no diffusion_pytorch_model.safetensors or model.safetensors in it, expected the network's weights")
 
 
 class FolderSource:
-    """A diffusers folder on disk. `label` is what the manifest names as the source."""
+    """A diffusers folder on disk. `label` is what the manifest names as the source; `half`: f16 files are preferred."""
 
-    def __init__(self, folder, label=None):
+    def __init__(self, folder, label=None, half=False):
         self.folder = pathlib.Path(folder)
+        self.half = half
         self.label = label or self.folder.resolve().name
         self.index = read_json(self.folder / "model_index.json")
         self.xl = kinds.check_pipeline(self.index, self.folder / "model_index.json")
@@ -90,16 +99,16 @@ class FolderSource:
 
     def elements(self, part):
         """Number of weights of a network."""
-        return sum(elements(f) for f in weight_files(self.folder / part)[0])
+        return sum(elements(f) for f in weight_files(self.folder / part, self.half)[0])
 
     def digest(self, part):
         """Content of a network, in a hash."""
-        files, _ = weight_files(self.folder / part)
+        files, _ = weight_files(self.folder / part, self.half)
         return hashing.of_value([self.config(part), [hashing.of_file(f) for f in files]])
 
     def load(self, part):
         """The network in f32, ready for inference."""
-        return load_network(self.folder, part, self.index[part][1])
+        return load_network(self.folder, part, self.index[part][1], half=self.half)
 
     def tokenizer(self, part):
         """transformers' tokenizer."""
@@ -110,24 +119,46 @@ class FolderSource:
         save_tokenizer(self.tokenizer(part), to)
 
 
-def load_network(folder, part, class_name, subfolder=True):
+def load_network(folder, part, class_name, subfolder=True, half=False):
     """A network of `folder` by its class, in f32."""
     import diffusers
     import transformers
 
     where = folder / part if subfolder else folder
-    _, variant = weight_files(where)
+    files, variant = weight_files(where, half)
     owner = transformers if class_name.startswith("CLIP") else diffusers
     cls = getattr(owner, class_name)
     options = {"use_safetensors": True, "local_files_only": True, "variant": variant}
     try:
         # transformers and diffusers both call it `dtype` now.
-        model = cls.from_pretrained(str(where), dtype=torch.float32, **options)
-    except ExportError:
-        raise
+        model, info = cls.from_pretrained(str(where), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (OSError, MemoryError) as e:
+        if isinstance(e, MemoryError) or e.errno is not None:
+            raise
+        raise ExportError(f"{where}: could not be loaded as a {class_name}: {e}") from e
     except Exception as e:
-        raise ExportError(f"{where}: could not be loaded as a {class_name}: {type(e).__name__}: {e}") from e
+        raise ExportError(f"{where}: could not be loaded as a {class_name}: {type(e).__name__}: {str(e)[:1000]}") from e
+    # Both libraries draw what is missing at random, and only warn.
+    check_tensors(", ".join(str(f) for f in files), class_name, info["missing_keys"], info["unexpected_keys"], [m[0] for m in info["mismatched_keys"]])
     return model.eval().requires_grad_(False)
+
+
+OTHER_PARTS = re.compile(r"(.*\.)?position_ids|logit_scale|(vision_model|visual_projection)\..*")
+"""Tensors beside those of a text encoder that do not matter: a table of 0, 1, 2 …, and the parts of CLIP for pictures."""
+
+
+def check_tensors(where, class_name, missing, unexpected, mismatched):
+    """An error where the tensors of a file are not those of the network."""
+    wrong = []
+    for names, what in [
+        (missing, "missing"), (mismatched, "of another shape than its configuration says"),
+        ([n for n in unexpected if not OTHER_PARTS.fullmatch(n)], "not known to it"),
+    ]:
+        names = sorted(names)
+        if names:
+            wrong.append(f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''} ({what})")
+    if wrong:
+        raise ExportError(f"{where}: not the weights of the {class_name} that config.json describes: {'; '.join(wrong)}")
 
 
 def load_tokenizer(folder):

@@ -18,7 +18,7 @@ class Vae:
         self.load, self.digest, self.elements = load, digest, elements
 
 
-def of_folder(folder, label):
+def of_folder(folder, label, half):
     """An autoencoder in a folder of its own."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -29,15 +29,16 @@ def of_folder(folder, label):
     name = config.get("_class_name")
     if name not in CLASSES:
         raise ExportError(f"{folder / 'config.json'}: _class_name is {name!r}, expected {' or '.join(CLASSES)}")
-    files, _ = source.weight_files(folder)
+    files, _ = source.weight_files(folder, half)
     return Vae(
-        label, config, name, lambda: source.load_network(folder, "", name, subfolder=False),
+        label, config, name, lambda: source.load_network(folder, "", name, subfolder=False, half=half),
         lambda: hashing.of_value([config, [hashing.of_file(f) for f in files]]), lambda: sum(source.elements(f) for f in files), folder / "config.json",
     )
 
 
 def open_vae(options, origin, say):
     """What --vae asks for."""
+    half = options.dtype == "f16"
     if options.vae == "full":
         return Vae(
             "full", origin.config("vae"), origin.index["vae"][1], lambda: origin.load("vae"), lambda: origin.digest("vae"), lambda: origin.elements("vae"),
@@ -45,9 +46,9 @@ def open_vae(options, origin, say):
         )
     if options.vae == "tiny":
         name = TINY[architecture(origin.xl, origin.config("unet"))]
-        return of_folder(hub.fetch_vae(name, options.offline, say), "tiny")
+        return of_folder(hub.fetch_vae(name, options.offline, say, half), "tiny", half)
     folder = pathlib.Path(options.vae)
-    return of_folder(folder, folder.resolve().name)
+    return of_folder(folder, folder.resolve().name, half)
 
 
 def check(vae, unet_config):

@@ -4,7 +4,11 @@ import json
 import shutil
 from unittest import mock
 
-from export import convert
+import safetensors.torch
+import torch
+
+from export import convert, source
+from export.errors import ExportError
 from export.tests import common
 
 
@@ -94,6 +98,31 @@ class Errors(common.Case):
         config = json.loads((vae / "config.json").read_text())
         (vae / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
         self.check(("16 channels", "U-Net wants 4"), common.model("sd15"), self.out, "--vae", vae)
+
+    def test_weights_that_are_not_the_networks(self):
+        cases = [
+            ("sd15", "text_encoder", "final_layer_norm.bias"), ("sd15", "unet", "conv_in.weight"), ("sd15", "vae", "decoder.conv_in.bias"),
+            ("sdxl", "text_encoder_2", "text_projection.weight"), ("sd-turbo", "vae", "encoder.layers.0.weight"),
+        ]
+        for kind, part, name in cases:
+            folder = self.folder / f"{kind}-{part}"
+            shutil.copytree(common.model(kind), folder)
+            path = next((folder / part).glob("*.safetensors"))
+            tensors = safetensors.torch.load_file(path)
+            name = next(n for n in tensors if n.endswith(name))
+            changes = {
+                "missing": {n: t for n, t in tensors.items() if n != name}, "not known": tensors | {"stranger.weight": torch.ones(1)},
+                "another shape": tensors | {name: torch.ones(3, 3)}, None: tensors | {"embeddings.position_ids": torch.arange(77)[None]},
+            }
+            for word, changed in changes.items():
+                safetensors.torch.save_file(changed, path, {"format": "pt"})
+                if word is None:
+                    source.FolderSource(folder).load(part)
+                    continue
+                with self.assertRaises(ExportError) as e:
+                    source.FolderSource(folder).load(part)
+                for text in (path.name, "stranger.weight" if word == "not known" else name.removeprefix("text_model.")):
+                    self.assertIn(text, str(e.exception))
 
     def test_an_interrupted_export_goes_on_where_it_stopped(self):
         model = common.model("sd-turbo")

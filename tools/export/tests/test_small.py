@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import pathlib
+import shutil
 import tomllib
 from unittest import mock
 
@@ -78,13 +79,66 @@ class Hub(common.Case):
     FILES = {
         "model_index.json": 1, "unet/config.json": 1, "unet/diffusion_pytorch_model.safetensors": 100, "unet/diffusion_pytorch_model.fp16.safetensors": 50, "unet/diffusion_pytorch_model.bin": 100,
         "unet/diffusion_pytorch_model.non_ema.safetensors": 100, "vae/config.json": 1, "vae/diffusion_pytorch_model.fp16.safetensors": 7, "tokenizer/merges.txt": 3, "sd_turbo.safetensors": 999, "image.png": 5,
+        "text_encoder/config.json": 1, "text_encoder/model.safetensors": 20, "text_encoder/model.fp16.safetensors": 10,
     }
 
     def test_only_what_is_needed_is_fetched(self):
-        self.assertEqual(
-            set(hub.choose(self.FILES, ["unet", "vae", "tokenizer"])),
-            {"unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors", "tokenizer/merges.txt"},
-        )
+        for half, unet in ((False, "diffusion_pytorch_model.safetensors"), (True, "diffusion_pytorch_model.fp16.safetensors")):
+            self.assertEqual(
+                set(hub.choose(self.FILES, ["unet", "vae", "tokenizer"], half)),
+                {"unet/config.json", f"unet/{unet}", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors", "tokenizer/merges.txt"},
+            )
+        # TAESD's repository has its two halves once more, in another layout.
+        tiny = {n: 5 for n in ("config.json", "diffusion_pytorch_model.safetensors", "taesd_encoder.safetensors", "taesd_decoder.safetensors", "README.md")}
+        self.assertEqual(set(hub.choose(tiny, [""])), {"config.json", "diffusion_pytorch_model.safetensors"})
+        parts = {f"diffusion_pytorch_model{n}.safetensors{end}": 1 for n, end in (("-00001-of-00002", ""), ("-00002-of-00002", ""), ("", ".index.json"), (".fp16", ""), (".fp16", ".index.json"))}
+        self.assertEqual(set(hub.choose(parts, [""])), {n for n in parts if "fp16" not in n})
+        self.assertEqual(set(hub.choose(parts, [""], True)), {"diffusion_pytorch_model.fp16.safetensors"})
+
+    def test_a_network_without_readable_weights_is_an_error_before_the_download(self):
+        for gone, left, word in [("text_encoder/model", {}, "text_encoder: no"), ("text_encoder/model", {"text_encoder/pytorch_model.bin": 1}, "pickled"), ("unet/diff", {"unet/other.safetensors": 1}, "unet: no")]:
+            files = {n: s for n, s in self.FILES.items() if not n.startswith(gone)} | left
+            with self.assertRaisesRegex(ExportError, word):
+                hub.check_weights("a/b", files, ["unet", "text_encoder"])
+        hub.check_weights("a/b", self.FILES, ["unet", "text_encoder", "vae"])
+
+    def test_offline_finds_what_was_fetched_by_its_commit(self):
+        from huggingface_hub import constants
+
+        repository = self.folder / "models--owner--name"
+        with mock.patch.object(constants, "HF_HUB_CACHE", str(self.folder)):
+            fetch = lambda with_vae=True: hub.fetch_pipeline("owner/name", with_vae, True, None)  # noqa: E731
+            with self.assertRaisesRegex(ExportError, "--offline"):
+                fetch()
+            # As a download of a commit leaves it: no refs, blobs, and links to them.
+            (repository / "blobs").mkdir(parents=True)
+            snapshot = repository / "snapshots" / "abc"
+            shutil.copytree(common.model("sd15"), snapshot)
+            weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+            weights.rename(repository / "blobs" / "1")
+            weights.symlink_to("../../../blobs/1")
+            self.assertEqual(fetch(), snapshot)
+            # A newer commit that is half there does not hide it.
+            other = repository / "snapshots" / "def"
+            shutil.copytree(snapshot, other, symlinks=True)
+            (other / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+            os.utime(other, (2e9, 2e9))
+            self.assertEqual(fetch(), snapshot)
+            (other / "unet" / "diffusion_pytorch_model.safetensors").symlink_to("../../../blobs/1")
+            self.assertEqual(fetch(), other)
+            # The branch comes first.
+            (repository / "refs").mkdir()
+            (repository / "refs" / "main").write_text("abc")
+            self.assertEqual(fetch(), snapshot)
+            # Fetched for --vae tiny, so without the model's own autoencoder.
+            for folder in (snapshot, other):
+                shutil.rmtree(folder / "vae")
+            self.assertEqual(fetch(False), snapshot)
+            with self.assertRaisesRegex(ExportError, "--offline"):
+                fetch()
+            (repository / "blobs" / "1").unlink()
+            with self.assertRaisesRegex(ExportError, "--offline"):
+                fetch(False)
 
     def test_a_download_is_announced_with_its_size(self):
         import huggingface_hub
@@ -95,7 +149,7 @@ class Hub(common.Case):
         with mock.patch.object(huggingface_hub, "hf_hub_download", return_value=str(index)), mock.patch.object(huggingface_hub.HfApi, "model_info", return_value=info), mock.patch.object(huggingface_hub, "snapshot_download", side_effect=lambda *a, **k: said.append(k) or "there"):
             self.assertEqual(hub.fetch_pipeline("a/b", False, False, said.append), "there")
         self.assertIn("a/b", said[0])
-        self.assertIn("0.10 GB", said[0])
+        self.assertIn("0.13 GB", said[0])
         self.assertEqual(said[1]["revision"], "abc")
         self.assertIn("model_index.json", said[1]["allow_patterns"])
         self.assertNotIn("sd_turbo.safetensors", said[1]["allow_patterns"])
