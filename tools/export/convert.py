@@ -35,14 +35,16 @@ def open_source(options, say):
 
     path = pathlib.Path(options.source)
     half = options.dtype == "f16"
+    if options.config is not None and not path.is_file():
+        raise ExportError(f"--config is for single-file checkpoints; {options.source} has configurations of its own")
     if path.is_dir():
         if not (path / "model_index.json").exists():
             raise ExportError(f"{path}: a folder without model_index.json: not a diffusers pipeline")
-        return FolderSource(path, half=half)
+        return FolderSource(path, half=half, prediction=options.prediction)
     if path.is_file():
         return single_file.SingleFileSource(path, options.config, options.prediction)
     if hub.is_id(options.source):
-        return FolderSource(hub.fetch_pipeline(options.source, options.vae == "full", options.offline, say, half), label=options.source, half=half)
+        return FolderSource(hub.fetch_pipeline(options.source, options.vae == "full", options.offline, say, half), label=options.source, half=half, prediction=options.prediction)
     raise ExportError(f"{options.source}: no such folder or file, and not a hub id such as stabilityai/sd-turbo")
 
 
@@ -94,6 +96,7 @@ class Conversion:
         source = open_source(o, print_line)
         picture = vae.open_vae(o, source, print_line)
         unet_config = source.config("unet")
+        kinds.check_scheduler(source.config("scheduler"), f"{source.folder / 'scheduler' / 'scheduler_config.json'}")
         vae.check(picture, unet_config)
         latent, pixels, multiple = check_sizes(o, unet_config, picture.config)
         if o.clip_skip:
@@ -190,18 +193,20 @@ class Conversion:
         write = lambda name, value: (space.partial / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")  # noqa: E731
         (space.partial / "scheduler").mkdir()
         scheduler = source.config("scheduler")
+        distilled = unet_config.get("time_cond_proj_dim") is not None
+        kind = o.kind or defaults.kind(source.names, scheduler.get("_class_name", ""), distilled, [lora.called(l.path) for l in o.loras], source.xl)
+        scheduler = defaults.scheduler(scheduler, kind, o.scheduler)
         write("scheduler/scheduler_config.json", scheduler)
         index = {"_class_name": source.index["_class_name"], "_diffusers_version": found["diffusers"]}
         for part in [*source.text_encoders, *source.tokenizers, "unet", "scheduler"]:
             index[part] = source.index[part]
+        index["scheduler"] = ["diffusers", scheduler.get("_class_name") or source.index["scheduler"][1]]
         index["vae_encoder"] = index["vae_decoder"] = ["diffusers", picture.class_name]
         if source.xl:
             index["force_zeros_for_empty_prompt"] = source.index.get("force_zeros_for_empty_prompt", True)
         write("model_index.json", index)
 
-        distilled = unet_config.get("time_cond_proj_dim") is not None
-        kind = defaults.kind(o.name or source.label, scheduler.get("_class_name", ""), distilled, [lora.called(l.path) for l in o.loras])
-        table = defaults.choose(kind, source.xl, distilled, unet_config, kinds.vae_scale(picture.config), o.size)
+        table = defaults.choose(kind, distilled, unet_config, kinds.vae_scale(picture.config), o.size)
         if kind == "plain":
             print("  note: nothing tells that this model works in a few steps; an LCM- or TCD-LoRA (--lora) makes it one that does", flush=True)
         tables = {

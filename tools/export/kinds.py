@@ -40,7 +40,50 @@ def check_pipeline(index, where):
         found = (index.get(part) or [None, None])[1]
         if part in needed and found not in classes:
             raise ExportError(f"{where}: {part} is a {found}, expected {' or '.join(classes)}")
+    check_scheduler_class(index["scheduler"][1], where)
     return xl
+
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def check_scheduler_class(name, where):
+    """An error for schedulers of models whose noise is measured otherwise: their U-Nets want another input and give another output."""
+    if "EDM" in str(name) or "FlowMatch" in str(name):
+        raise ExportError(f"{where}: the scheduler is a {name}: models of the EDM and flow matching kinds are not supported")
+
+
+def check_scheduler(config, where):
+    """An error for a noise schedule that the element cannot follow. Defaults are those of its reader."""
+    def number(key, default, kinds=(int, float)):
+        value = config.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ExportError(f"{where}: {key} is {value!r}, expected a number")
+        return value
+
+    check_scheduler_class(config.get("_class_name"), where)
+    for key, known in {"prediction_type": PREDICTIONS, "beta_schedule": SCHEDULES}.items():
+        if config.get(key) is not None and config[key] not in known:
+            raise ExportError(f"{where}: {key} is {config[key]!r}, expected {', '.join(known[:-1])} or {known[-1]}")
+    if config.get("use_flow_sigmas"):
+        raise ExportError(f"{where}: use_flow_sigmas is set: flow matching is not supported")
+    steps = number("num_train_timesteps", 1000, int)
+    if not 1 <= steps <= 10_000:
+        raise ExportError(f"{where}: num_train_timesteps is {steps}, expected 1 to 10000")
+    start, end = number("beta_start", 0.00085), number("beta_end", 0.012)
+    if not 0 < start <= end < 1:
+        raise ExportError(f"{where}: beta_start and beta_end are {start} and {end}, expected numbers between 0 and 1, the first not above the second")
+    betas = config.get("trained_betas")
+    if betas is not None and not (isinstance(betas, list) and len(betas) == steps and all(isinstance(b, (int, float)) and 0 < b < 1 for b in betas)):
+        raise ExportError(f"{where}: trained_betas is not a list of num_train_timesteps ({steps}) numbers between 0 and 1")
+    original = number("original_inference_steps", min(50, steps), int)
+    if not 1 <= original <= steps:
+        raise ExportError(f"{where}: original_inference_steps is {original}, expected 1 to num_train_timesteps ({steps})")
+    scaling = number("timestep_scaling", 10.0)
+    if not 0 < scaling < float("inf"):
+        raise ExportError(f"{where}: timestep_scaling is {scaling}, expected a finite number above 0")
 
 
 def check_unet(config, xl, where):

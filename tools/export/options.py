@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 
+from . import defaults as kinds_of_models
 from .errors import ExportError
 
 SIZES = range(8, 8193)
@@ -28,6 +29,8 @@ class Options:
     out: pathlib.Path
     config: pathlib.Path | None = None
     prediction: str | None = None
+    scheduler: str | None = None
+    kind: str | None = None
     offline: bool = False
     loras: tuple[Lora, ...] = ()
     vae: str = "full"
@@ -143,7 +146,9 @@ def parser():
     p.add_argument("--batch", default=None, type=batch, metavar="N|dynamic", help="the only number of rows the U-Net takes (steps times frames together), or dynamic (the default)")
     p.add_argument("--clip-skip", default=0, type=between(int, 0, 16), metavar="N", help="leave out the last N layers of the text encoder, as diffusers counts them (0)")
     p.add_argument("--config", type=pathlib.Path, metavar="FOLDER|NAME", help="for a single-file checkpoint: a diffusers folder (or sd15, sd21, sd21-v, sdxl) with the configurations and tokenizer to use instead of the built-in ones")
-    p.add_argument("--prediction", choices=("epsilon", "v_prediction"), help="for a single-file checkpoint: what the U-Net predicts, where the file does not tell")
+    p.add_argument("--prediction", choices=("epsilon", "v_prediction"), help="what the U-Net predicts, where SOURCE does not tell, or is wrong")
+    p.add_argument("--kind", choices=kinds_of_models.KINDS, help="what kind of few-step model it is, which decides the defaults below and the scheduler (from the names of SOURCE and LoRAs)")
+    p.add_argument("--scheduler", choices=("keep", "lcm", "tcd"), help="the sampling method that the folder names: that of SOURCE, latent consistency, or trajectory consistency (as the kind of model needs)")
     p.add_argument("--offline", action="store_true", help="never use the network; a hub id must be in the local cache")
     p.add_argument("--name", help="display name of the model (from SOURCE)")
     p.add_argument("--license", help="licence of the weights, for the record")
@@ -167,7 +172,7 @@ def parse(argv):
     if "t_index_list" in defaults and defaults["t_index_list"][-1] >= defaults.get("num_inference_steps", 50):
         raise ExportError(f"--t-index-list ends with {defaults['t_index_list'][-1]}, expected indices below --num-inference-steps ({defaults.get('num_inference_steps', 50)})")
     return Options(
-        source=args.source, out=args.out, config=args.config, prediction=args.prediction, offline=args.offline, loras=tuple(args.lora), vae=args.vae,
+        source=args.source, out=args.out, config=args.config, prediction=args.prediction, scheduler=args.scheduler, kind=args.kind, offline=args.offline, loras=tuple(args.lora), vae=args.vae,
         dtype=args.dtype, size=args.size, batch=args.batch, clip_skip=args.clip_skip, opset=args.opset, name=args.name,
         license=args.license, defaults=defaults, force=args.force, keep_work=args.keep_work,
     )

@@ -92,6 +92,11 @@ class SingleFileSource:
                 raise ExportError(f"{self.path}: has no {part} (no tensors named {' or '.join(PREFIXES[part])}…), expected a whole checkpoint")
 
     @property
+    def names(self):
+        """What the model is called: the configuration may be that of another."""
+        return [self.label]
+
+    @property
     def text_encoders(self):
         return ["text_encoder", "text_encoder_2"] if self.xl else ["text_encoder"]
 

@@ -74,15 +74,21 @@ def weight_files(folder, half=False):
 
 
 class FolderSource:
-    """A diffusers folder on disk. `label` is what the manifest names as the source; `half`: f16 files are preferred."""
+    """A diffusers folder on disk. `label` is what the manifest names as the source; `half`: f16 files are preferred; `prediction`: what the U-Net predicts, over what the scheduler's configuration says."""
 
-    def __init__(self, folder, label=None, half=False):
+    def __init__(self, folder, label=None, half=False, prediction=None):
         self.folder = pathlib.Path(folder)
-        self.half = half
+        self.half, self.prediction = half, prediction
         self.label = label or self.folder.resolve().name
         self.index = read_json(self.folder / "model_index.json")
         self.xl = kinds.check_pipeline(self.index, self.folder / "model_index.json")
         kinds.check_unet(self.config("unet"), self.xl, self.folder / "unet" / "config.json")
+
+    @property
+    def names(self):
+        """What the model is called."""
+        found = self.index.get("_name_or_path")
+        return [self.label] + ([found] if isinstance(found, str) else [])
 
     @property
     def text_encoders(self):
@@ -94,8 +100,10 @@ class FolderSource:
 
     def config(self, part):
         """The configuration of a network or the scheduler."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self.folder / part / name)
+        if part != "scheduler":
+            return read_json(self.folder / part / "config.json")
+        config = read_json(self.folder / part / "scheduler_config.json")
+        return config if self.prediction is None else {**config, "prediction_type": self.prediction}
 
     def elements(self, part):
         """Number of weights of a network."""

@@ -58,6 +58,9 @@ def check(vae, unet_config):
         vae.config["block_out_channels"] = blocks = [64, 64, 64, 64]  # diffusers' default
     if not blocks:
         raise ExportError(f"{vae.where}: block_out_channels is missing")
+    for key in ("latents_mean", "latents_std", "shift_factor"):
+        if vae.config.get(key):
+            raise ExportError(f"{vae.where}: {key} is set: an autoencoder whose latents are shifted or scaled by channel is not supported")
     channels = vae.config.get("latent_channels", 4)
     if channels != unet_config["in_channels"]:
         raise ExportError(f"{vae.where}: the autoencoder's latents have {channels} channels, the U-Net wants {unet_config['in_channels']}: it belongs to another kind of model")

@@ -90,6 +90,20 @@ class Errors(common.Case):
     def test_clip_skip(self):
         self.check("--clip-skip", common.model("sd15"), self.out, "--clip-skip", "3")
 
+    def test_schedulers(self):
+        for name, changes, word in [
+            ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
+            ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDM"), ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "flow matching"),
+            ("vae/config.json", {"latents_mean": [0.1, 0, 0, 0]}, "latents_mean"), ("vae/config.json", {"latents_std": [1, 1, 1, 1]}, "latents_std"),
+        ]:
+            folder = self.changed(name, **changes)
+            self.check(word, folder, self.out)
+            shutil.rmtree(folder)
+
+    def test_config_is_for_single_files(self):
+        self.check("--config", common.model("sd15"), self.out, "--config", "sd15")
+        self.check("--config", "owner/name", self.out, "--config", "sd15", "--offline")
+
     def test_autoencoders(self):
         self.check("no such folder", common.model("sd15"), self.out, "--vae", self.folder / "none")
         self.check("UNet2DConditionModel", common.model("sd15"), self.out, "--vae", common.model("sd15") / "unet")

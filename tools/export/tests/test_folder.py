@@ -126,6 +126,24 @@ class Folder(common.Case):
             s = session(folder, component)
             self.assertEqual({i.type for i in s.get_inputs() if "int" not in i.type} | {o.type for o in s.get_outputs()}, {"tensor(float16)"})
 
+    def test_names_and_options_decide_the_scheduler_and_the_defaults(self):
+        from export.tests import test_lora
+
+        path = test_lora.kohya(common.model("sd15"), self.folder / "TCD-SD15-LoRA.safetensors")
+        out, arguments = self.folder / "out", ["--lora", path, "--vae", str(common.model("sd-turbo") / "vae"), "--keep-work", "--force"]
+        read = lambda name: json.loads((out / name).read_text())  # noqa: E731
+        # --name is for people: it decides nothing.
+        for more, scheduler, prediction, guidance, steps in [
+            (["--name", "sd-turbo"], "TCDScheduler", "epsilon", 1.0, 4), (["--scheduler", "keep", "--kind", "lcm", "--prediction", "v_prediction"], "PNDMScheduler", "v_prediction", 1.2, 4),
+            (["--kind", "turbo"], "PNDMScheduler", "epsilon", 1.0, 1), (["--scheduler", "lcm"], "LCMScheduler", "epsilon", 1.0, 4),
+        ]:
+            common.export(common.model("sd15"), out, *arguments, *more)
+            config, table = read("scheduler/scheduler_config.json"), manifest(out)["defaults"]
+            self.assertEqual((config["_class_name"], read("model_index.json")["scheduler"]), (scheduler, ["diffusers", scheduler]))
+            self.assertEqual((config["prediction_type"], config["beta_schedule"]), (prediction, "scaled_linear"))
+            self.assertEqual(config.get("original_inference_steps"), None if scheduler == "PNDMScheduler" else 50)
+            self.assertEqual((table["guidance_scale"], table["steps"]), (guidance, steps))
+
     def test_sdxl(self):
         folder = common.exported("sdxl")
         self.assert_whole(folder)

@@ -8,7 +8,7 @@ import shutil
 import tomllib
 from unittest import mock
 
-from export import check, defaults, hub, manifest, options, source, vocabulary, workspace
+from export import check, defaults, hub, kinds, manifest, options, single_file, source, vocabulary, workspace
 from export.errors import ExportError
 from export.tests import common
 
@@ -43,17 +43,55 @@ class Defaults(common.Case):
         for label, scheduler, distilled, loras, kind in [
             ("stabilityai/sd-turbo", "EulerDiscreteScheduler", False, [], "turbo"), ("sdxl_turbo_fp16.safetensors", "", False, [], "turbo"),
             ("SimianLuo/LCM_Dreamshaper_v7", "LCMScheduler", True, [], "lcm"), ("v1-5-pruned", "PNDMScheduler", False, ["pytorch_lora_weights.safetensors"], "plain"),
-            ("v1-5-pruned", "PNDMScheduler", False, ["lcm-lora-sdv1-5.safetensors"], "lcm"), ("x", "PNDMScheduler", False, ["TCD-SD15-LoRA.safetensors"], "lcm"),
-            ("x", "", False, ["Hyper-SD15-4steps-lora.safetensors"], "lcm"), ("dreamshaperLCM", "", False, [], "lcm"), ("turbine", "", False, [], "plain"),
+            ("v1-5-pruned", "PNDMScheduler", False, ["lcm-lora-sdv1-5.safetensors"], "lcm"), ("x", "PNDMScheduler", False, ["TCD-SD15-LoRA.safetensors"], "tcd"),
+            ("x", "", False, ["Hyper-SD15-4steps-lora.safetensors"], "tcd"), ("dreamshaperLCM", "", False, [], "lcm"), ("turbine", "", False, [], "plain"),
+            ("x", "TCDScheduler", False, [], "tcd"), ("x", "", True, [], "lcm"), ("x", "LCMScheduler", True, ["h1t--TCD-SD15-LoRA/pytorch_lora_weights.safetensors"], "tcd"),
+            ("ByteDance/Hyper-SD", "", False, [], "tcd"), ("x", "", False, ["hyperrealistic_skin.safetensors"], "plain"), ("x", "", False, ["hyper_detail_sd15.safetensors"], "plain"),
+            ("turbocharged", "", False, [], "plain"), ("photonLCM_v10", "", False, [], "lcm"), ("photonLCMv1", "", False, [], "lcm"), ("realvisxlV40Lightning", "", False, [], "lightning"),
+            ("SDXLLightning", "", False, [], "lightning"), ("ByteDance/SDXL-Lightning", "", False, [], "lightning"), ("falcmore", "", False, [], "plain"), ("myTurboTune", "", False, [], "turbo"),
         ]:
-            self.assertEqual(defaults.kind(label, scheduler, distilled, loras), kind, (label, loras))
+            self.assertEqual(defaults.kind([label], scheduler, distilled, loras), kind, (label, loras))
+
+    def test_only_sdxl_turbo_itself_takes_one_step(self):
+        for names, kind in [
+            (["stabilityai/sdxl-turbo"], "turbo"), (["sd_xl_turbo_1.0_fp16.safetensors"], "turbo"), (["copy", "stabilityai/sdxl-turbo"], "turbo"),
+            (["DreamShaperXL_Turbo_v2"], "lightning"), (["dreamshaperXL_v21TurboDPMSDE.safetensors"], "lightning"), (["Lykon/dreamshaper-xl-v2-turbo"], "lightning"),
+        ]:
+            self.assertEqual(defaults.kind(names, "EulerDiscreteScheduler", False, [], xl=True), kind, names)
+        steps = lambda kind: defaults.choose(kind, False, {"sample_size": 128}, 8, None)["steps"]  # noqa: E731
+        self.assertEqual([steps(k) for k in defaults.KINDS], [1, 4, 4, 4, 4])
+
+    def test_the_scheduler_is_that_of_the_method(self):
+        base = {"_class_name": "PNDMScheduler", "beta_start": 0.1}
+        new = lambda name: {"_class_name": name, "beta_start": 0.1, "original_inference_steps": 50}  # noqa: E731
+        for kind, asked, wanted in [
+            ("tcd", None, new("TCDScheduler")), ("lcm", None, new("LCMScheduler")), ("plain", None, base), ("turbo", None, base), ("lightning", None, base),
+            ("tcd", "keep", base), ("tcd", "lcm", new("LCMScheduler")), ("plain", "tcd", new("TCDScheduler")),
+        ]:
+            self.assertEqual(defaults.scheduler(base, kind, asked), wanted, (kind, asked))
+        known = {"_class_name": "LCMScheduler", "original_inference_steps": 100}
+        self.assertEqual(defaults.scheduler(known, "lcm", None), known)
 
     def test_a_lora_of_the_common_name_is_called_by_its_folder(self):
         from export import lora
 
         path = pathlib.Path("models--latent-consistency--lcm-lora-sdv1-5/snapshots/x/pytorch_lora_weights.safetensors")
-        self.assertEqual(defaults.kind("v1-5", "", False, [lora.called(path)]), "lcm")
-        self.assertEqual(defaults.kind("v1-5", "", False, [lora.called(pathlib.Path("lcm/style.safetensors"))]), "plain")
+        self.assertEqual(defaults.kind(["v1-5"], "", False, [lora.called(path)]), "lcm")
+        self.assertEqual(defaults.kind(["v1-5"], "", False, [lora.called(pathlib.Path("lcm/style.safetensors"))]), "plain")
+
+
+class Schedulers(common.Case):
+    def test_what_the_element_cannot_follow_is_an_error(self):
+        for wrong in (
+            {"prediction_type": "flow_prediction"}, {"beta_schedule": "sigmoid"}, {"_class_name": "EDMDPMSolverMultistepScheduler"}, {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            {"use_flow_sigmas": True}, {"num_train_timesteps": 0}, {"num_train_timesteps": "1000"}, {"beta_start": 0}, {"beta_start": 0.5, "beta_end": 0.1}, {"beta_end": float("nan")},
+            {"trained_betas": [0.1]}, {"original_inference_steps": 1001}, {"timestep_scaling": 0},
+        ):
+            with self.assertRaisesRegex(ExportError, f"^there: .*({next(iter(wrong)) if '_class_name' not in wrong else 'the scheduler is a'})"):
+                kinds.check_scheduler(wrong, "there")
+        kinds.check_scheduler({}, "there")
+        for folder in sorted(single_file.CONFIGS.iterdir()):
+            kinds.check_scheduler(source.read_json(folder / "scheduler" / "scheduler_config.json"), folder)
 
 
 class Manifest(common.Case):
