@@ -152,7 +152,7 @@ class Run:
             if child.returncode == -signal.SIGKILL:
                 why += ", as the system does when memory runs out"
             raise Failed(f"{name} {why} after {took:.0f} s; the end of {log}:\n{tail(log)}")
-        self.note(name, seconds=round(took, 2), memory=peak)
+        self.note(name, seconds=round(took, 2), processor=round(usage.ru_utime + usage.ru_stime, 2), memory=peak)
         self.say(f"{name}: {took:.1f} s, at most {gigabytes(peak)} of memory")
         return log.read_text(errors="replace")
 
@@ -267,6 +267,9 @@ ROWS = {
     "frame, 1 step": lambda n: f"{n['bench']['frame_ms']['p50'] / 1e3:.2f} s",
     "of that, U-Net": lambda n: f"{n['bench']['denoise_ms']['p50'] / 1e3:.2f} s",
     "of that, autoencoder": lambda n: f"{(n['bench']['encode_ms']['p50'] + n['bench']['decode_ms']['p50']) / 1e3:.2f} s",
+    # What else the machine does does not change these.
+    "export, processor time": lambda n: f"{n['export']['processor']:.0f} s",
+    "one picture by `run`, processor time": lambda n: f"{n['run']['processor']:.0f} s",
     "running, memory": lambda n: gigabytes(n["run"]["memory"]),
     "computed ahead": lambda n: n["bench"]["precomputed"],
     "two parts against one": lambda n: n["split"]["found"].split(", U-Net")[0],
