@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -220,13 +221,13 @@ class Run:
 
         test = ["cargo", "test", "--locked", "--test", "full_size", "--", "--ignored", "--nocapture", "--test-threads=1"]
         printed = self.step("split", test, {"FULL_MODEL": str(self.model), "FULL_SIDE": str(o.size)})
-        found = [line for line in printed.splitlines() if "largest difference" in line]
-        if "2 passed" not in printed or not found:
-            raise Failed("split: the test did not run")
-        self.note("split", found=found[0])
-        for line in printed.splitlines():
-            if line.startswith("nodes ") or line == found[0]:
-                self.say(line)
+        # A test's name stands before what it prints first.
+        found = re.findall(r"(largest difference .*|nodes \d.*)", printed)
+        if "2 passed" not in printed or len(found) != 2:
+            raise Failed("split: the tests did not run")
+        self.note("split", found=next(line for line in found if line.startswith("largest")))
+        for line in found:
+            self.say(line)
 
 
 def write_picture(path, side):
