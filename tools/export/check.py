@@ -1,5 +1,6 @@
 """An exported graph against torch: the same random inputs through both."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -23,8 +24,38 @@ class Errors:
 
 
 def inputs(spec, dtype):
-    """The sets of inputs a graph is checked with: two sizes, batches of 1 and 3."""
+    """The sets of inputs a graph is checked with: all of the axes' values but the first, which are for tracing."""
     return [to_onnx.draw(spec.inputs, sizes, dtype, seed=100 + n) for n, sizes in enumerate(spec.sizes[1:])]
+
+
+LARGEST = 65504.0
+"""The largest number of f16."""
+
+
+@contextlib.contextmanager
+def watch(network):
+    """-> {layer: largest value it gave out} of those that go beyond f16, while the context lasts."""
+    found, hooks = {}, []
+
+    def hook(name):
+        def look(_module, _inputs, output):
+            for value in output if isinstance(output, (tuple, list)) else [output]:
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                    # Without a copy of the tensor. Attention masks hold the lowest number there is, and are no layer's output.
+                    low, high = torch.aminmax(value)
+                    most = max(-float(low), float(high))
+                    if not most <= LARGEST:
+                        found[name] = max(found.get(name, 0.0), most)
+
+        return look
+
+    for name, module in network.named_modules():
+        hooks.append(module.register_forward_hook(hook(name or type(module).__name__)))
+    try:
+        yield found
+    finally:
+        for h in hooks:
+            h.remove()
 
 
 def expected(spec, batches):

@@ -70,11 +70,11 @@ def inputs(options):
 class Conversion:
     """One run of the command."""
 
-    def __init__(self, options, quiet=False):
+    def __init__(self, options):
         self.options = options
-        self.quiet = quiet
         self.dtype = DTYPES[options.dtype]
-        self.errors = {}
+        self.errors, self.overflow = {}, []
+        self.progress = Progress()
 
     def run(self):
         """Writes the folder; returns the Workspace's OUT."""
@@ -85,61 +85,69 @@ class Conversion:
         space.open()
         try:
             return self.write(space, found)
-        except BaseException:
+        finally:
+            self.progress.close()
             space.close()
-            raise
 
     def write(self, space, found):
         """`run`, once OUT.partial is there."""
-        o = self.options
-        print_line = (lambda text: None) if self.quiet else (lambda text: print(text, flush=True))
-        source = open_source(o, print_line)
-        picture = vae.open_vae(o, source, print_line)
+        o, say = self.options, self.progress.say
+        source = open_source(o, say)
+        picture = vae.open_vae(o, source, say)
         unet_config = source.config("unet")
-        kinds.check_scheduler(source.config("scheduler"), f"{source.folder / 'scheduler' / 'scheduler_config.json'}")
         vae.check(picture, unet_config)
         latent, pixels, multiple = check_sizes(o, unet_config, picture.config)
-        if o.clip_skip:
-            self.check_clip_skip(source)
+        self.preflight(source)
         parts = [*source.text_encoders, "unet"]
         counts = {p: source.elements(p) for p in parts}
-        width = 2 if o.dtype == "f16" else 4
-        space.check_space(int(sum(counts.values()) * width * 1.05 + picture.elements() * 4 * 1.05) + (64 << 20))
-        print_line(f"{source.label}: {kinds.architecture(source.xl, unet_config)}, {sum(counts.values()) / 1e6:.0f} M weights, to {o.dtype}")
+        say(f"{source.label}: {kinds.architecture(source.xl, unet_config)}, {sum(counts.values()) / 1e6:.0f} M weights, to {o.dtype}")
 
         components = [*parts, "vae_encoder", "vae_decoder"]
-        progress = Progress(3 * len(components) + 1 + bool(o.loras), self.quiet)
-        try:
+        self.progress.start(3 * len(components) + 2 + bool(o.loras))
+        with self.progress.step("hashes of what it is made of"):
             note_of_loras = [{"file": l.path.name, "sha256": hashing.of_file(l.path), "scale": l.scale} for l in o.loras]
-            common = {"versions": found, "tool": VERSION, "dtype": o.dtype, "opset": o.opset, "python": platform.python_version_tuple()[:2]}
-            networks = lora.Fused(source, o.loras, progress) if o.loras else source
+            common = {"versions": found, "tool": hashing.of_tool(), "dtype": o.dtype, "opset": o.opset, "python": platform.python_version_tuple()[:2]}
+            networks = lora.Fused(source, o.loras, self.progress) if o.loras else source
+            width = 2 if o.dtype == "f16" else 4
+            # Names, key, bytes, and what makes the graphs.
+            plan = []
             for part in source.text_encoders:
                 key = hashing.of_value([common, part, source.digest(part), source.xl, o.clip_skip, note_of_loras])
-                self.component(space, progress, [part], key, lambda p=part: self.text_graphs(networks, p))
+                plan.append(([part], key, counts[part] * width, lambda p=part: self.text_graphs(networks, p)))
             key = hashing.of_value([common, "unet", source.digest("unet"), source.xl, latent, o.batch, note_of_loras])
-            self.component(space, progress, ["unet"], key, lambda: self.unet_graphs(networks, latent))
-            key = hashing.of_value([common, "vae", picture.digest(), pixels])
-            self.component(space, progress, ["vae_encoder", "vae_decoder"], key, lambda: self.vae_graphs(picture, pixels))
-            with progress.step("configuration, hashes"):
-                self.rest(space, source, picture, components, found, note_of_loras, multiple, unet_config)
-            space.publish(o.keep_work)
-        finally:
-            progress.close()
+            plan.append((["unet"], key, counts["unet"] * width, lambda: self.unet_graphs(networks, latent)))
+            key = hashing.of_value([common, "vae", picture.digest(), pixels, source.xl])
+            plan.append((["vae_encoder", "vae_decoder"], key, picture.elements() * 4, lambda: self.vae_graphs(picture, pixels, source.xl)))
+            notes = [[space.finished(n, key) for n in names] for names, key, _, _ in plan]
+            space.check_space(int(1.05 * sum(size for (_, _, size, _), there in zip(plan, notes) if not all(there))) + (64 << 20))
+        for (names, key, _, make), there in zip(plan, notes):
+            self.component(space, names, key, there, make)
+        with self.progress.step("configuration, hashes"):
+            self.rest(space, source, picture, components, found, note_of_loras, multiple, unet_config)
+        space.publish(o.keep_work)
         total = sum(p.stat().st_size for p in o.out.rglob("*") if p.is_file())
-        print_line(f"{o.out}: {gigabytes(total)}; peak memory {gigabytes(peak_memory())}")
+        say(f"{o.out}: {gigabytes(total)}; peak memory {gigabytes(peak_memory())}")
         return o.out
+
+    def preflight(self, source):
+        """Everything small that the folder needs, read before hours are spent on the networks."""
+        kinds.check_scheduler(source.config("scheduler"), source.folder / "scheduler" / "scheduler_config.json")
+        for tokenizer, encoder in zip(source.tokenizers, source.text_encoders):
+            source.check_tokenizer(tokenizer, source.config(encoder).get("vocab_size", 49408))
+        if self.options.clip_skip:
+            self.check_clip_skip(source)
 
     def check_clip_skip(self, source):
         layers = min(source.config(p).get("num_hidden_layers", 12) for p in source.text_encoders)
         if self.options.clip_skip >= layers - 1:
             raise ExportError(f"--clip-skip is {self.options.clip_skip}, expected less than {layers - 1}: the text encoder has {layers} layers")
 
-    def component(self, space, progress, names, key, make):
-        """Exports the graphs that `make` gives, or takes up those of an earlier run."""
-        notes = [space.finished(n, key) for n in names]
+    def component(self, space, names, key, notes, make):
+        """Exports the graphs that `make` gives, or takes up those of an earlier run, of which there are `notes`."""
+        progress = self.progress
         if all(notes):
             for name, note in zip(names, notes):
-                self.errors[name] = note["error"]
+                self.record(name, note)
                 progress.say(f"  {name}: taken from the earlier run (nothing that it is made of has changed)")
                 progress.skip(3)
             return
@@ -151,9 +159,13 @@ class Conversion:
             folder = space.begin(spec.component)
             with progress.step(f"{spec.component}: export"):
                 batches = check.inputs(spec, dtype)
+                large = {}
                 if dtype == torch.float16:
                     network.half().float()  # what is compared is the graph, not the rounding of the weights
-                wanted = check.expected(spec, batches)
+                    with check.watch(network) as large:
+                        wanted = check.expected(spec, batches)
+                else:
+                    wanted = check.expected(spec, batches)
                 network.to(dtype)
                 to_onnx.export(spec, dtype, self.options.opset, folder)
             if spec is specs[-1]:
@@ -164,7 +176,20 @@ class Conversion:
                 worst = check.compare(spec, folder / "model.onnx", batches, wanted, dtype)
             progress.say(f"  {spec.component}: differs from torch by {worst.absolute:.2e} at most, {worst.relative:.2e} of the largest value")
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            self.errors[spec.component] = space.finish(spec.component, key, error=worst.absolute)["error"]
+            overflow = [f"{spec.component}: {layer}: {most:.3g}" for layer, most in large.items()]
+            self.record(spec.component, space.finish(spec.component, key, error=worst.absolute, overflow=overflow))
+
+    def record(self, component, note):
+        """Keeps what is known of a finished graph for the manifest, and warns of numbers beyond f16."""
+        self.errors[component] = note["error"]
+        found = note.get("overflow", [])
+        self.overflow += found
+        if found:
+            more = f", and {len(found) - 1} layers more" if len(found) > 1 else ""
+            self.progress.say(
+                f"  warning: {found[0]} is beyond f16, which ends at 65504{more}: a device that computes in f16 makes infinities of it; "
+                + ("give --dtype f32, or another autoencoder (--vae)" if component.startswith("vae") else "give --dtype f32")
+            )
 
     def text_graphs(self, networks, part):
         model = networks.load(part)
@@ -176,11 +201,12 @@ class Conversion:
         model = networks.load("unet")
         return [graphs.unet(model, networks.xl, latent, self.options.batch)], plain_config(model), self.dtype, model
 
-    def vae_graphs(self, picture, pixels):
+    def vae_graphs(self, picture, pixels, xl):
         model = picture.load()
         dtype = self.dtype
-        if dtype == torch.float16 and picture.config.get("force_upcast") and picture.class_name == "AutoencoderKL":
-            print("  vae: force_upcast is set, it overflows in f16: kept f32", flush=True)
+        # diffusers writes this mark for all of them, but heeds it for XL only: XL's overflows, those before do not.
+        if dtype == torch.float16 and xl and picture.config.get("force_upcast") and picture.class_name == "AutoencoderKL":
+            self.progress.say("  vae: force_upcast is set, it overflows in f16: kept f32")
             dtype = torch.float32
         return graphs.vae(model, pixels), plain_config(model, picture.config), dtype, model
 
@@ -208,20 +234,26 @@ class Conversion:
 
         table = defaults.choose(kind, distilled, unet_config, kinds.vae_scale(picture.config), o.size)
         if kind == "plain":
-            print("  note: nothing tells that this model works in a few steps; an LCM- or TCD-LoRA (--lora) makes it one that does", flush=True)
+            self.progress.say("  note: nothing tells that this model works in a few steps; an LCM- or TCD-LoRA (--lora) makes it one that does; if it is one, --kind says so")
         tables = {
-            "": {"name": (o.name or source.label.rpartition("/")[2])[:200], "license": o.license, "source": source.label},
+            "": {"name": o.name or within(source.label.rpartition("/")[2], 200), "license": o.license, "source": within(source.label, 2000)},
             "defaults": defaults.merge(table, o.defaults),
             "limits": {"multiple": multiple},
             "vae": {"posterior": "mean"},
             "export": {
                 "tool": TOOL, "version": VERSION, "torch": found["torch"], "diffusers": found["diffusers"], "dtype": o.dtype,
                 "clip_skip": o.clip_skip, "vae": picture.label, "size": o.size_text, "batch": "dynamic" if o.batch is None else o.batch, "loras": loras,
+                "overflow": self.overflow[:100] if o.dtype == "f16" else None,
             },
             "export.files": space.files(),
             "export.errors": self.errors,
         }
         (space.partial / "streamdiffusion.toml").write_text(manifest.render(tables), encoding="utf-8")
+
+
+def within(text, limit):
+    """The beginning of a text, of at most so many bytes; what is no text in a file's name becomes question marks."""
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
 
 
 def plain_config(model, original=None):

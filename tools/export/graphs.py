@@ -107,6 +107,15 @@ def text_encoder(name, model, xl, clip_skip):
     return GraphSpec(name, module, [Input("input_ids", (batch, length), text_ids(config), integer=True)], outputs, reference, sizes)
 
 
+ONE_ROW_FROM = 32 * 32
+"""Latent pixels from which a fixed size is checked with one row only: attention over n pixels takes n² numbers for each head and row."""
+
+
+def of_size(sizes, latent_pixels):
+    """The values of the axes that a graph of a fixed size is traced and checked with; height and width are no axes there."""
+    return [sizes[0], sizes[1]] if latent_pixels is not None and latent_pixels > ONE_ROW_FROM else sizes
+
+
 def unet(model, xl, size, rows):
     """The U-Net. `size` is the (width, height) of a latent, or None; `rows` the batch, or None."""
     config = model.config
@@ -138,7 +147,7 @@ def unet(model, xl, size, rows):
         {"batch": 1, "height": 3 * m, "width": 5 * m, "sequence": 77},
         {"batch": 3, "height": 5 * m, "width": m, "sequence": 154},
     ]
-    return GraphSpec("unet", module, inputs, {"out_sample": sample}, reference, sizes)
+    return GraphSpec("unet", module, inputs, {"out_sample": sample}, reference, of_size(sizes, size and size[0] * size[1]))
 
 
 def vae(model, size):
@@ -165,7 +174,8 @@ def vae(model, size):
         return [model.decode(latent).sample]
 
     def sizes(unit):
-        return [{"batch": b, "height": h * unit, "width": w * unit} for b, h, w in [(2, 4, 6), (1, 7, 5), (3, 9, 3)]]
+        values = [{"batch": b, "height": h * unit, "width": w * unit} for b, h, w in [(2, 4, 6), (1, 7, 5), (3, 9, 3)]]
+        return of_size(values, size and size[0] * size[1] // scale**2)
 
     name, channels = ("latent_sample", latents) if tiny else ("latent_parameters", 2 * latents)
     free = size is None

@@ -1,7 +1,9 @@
 """SHA-256 of files and of what went into a component."""
 
+import functools
 import hashlib
 import json
+import pathlib
 
 
 def of_file(path):
@@ -22,3 +24,10 @@ def of_files(root, names=None):
 def of_value(value):
     """Hexadecimal SHA-256 of anything JSON can tell."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@functools.cache
+def of_tool():
+    """Hexadecimal SHA-256 of this package's sources: another tool may make another graph of the same weights."""
+    here = pathlib.Path(__file__).parent
+    return of_value({p.name: of_file(p) for p in sorted(here.glob("*.py"))})

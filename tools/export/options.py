@@ -116,10 +116,27 @@ def t_index_list(text):
     return values
 
 
+def up_to(limit):
+    """An argparse type: a text of at most `limit` bytes, which is what a manifest may hold."""
+
+    def parse(value):
+        try:
+            length = len(value.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise argparse.ArgumentTypeError(f"{value!a}: not UTF-8") from None
+        if length > limit:
+            raise argparse.ArgumentTypeError(f"{length} bytes, expected at most {limit}")
+        return value
+
+    return parse
+
+
+NAME_LIMIT, PROMPT_LIMIT = 200, 10_000
+
 DEFAULTS = {
     # Key in the manifest: (type, what it is).
-    "prompt": (str, "prompt that is used when none is set"),
-    "negative_prompt": (str, "negative prompt"),
+    "prompt": (up_to(PROMPT_LIMIT), "prompt that is used when none is set"),
+    "negative_prompt": (up_to(PROMPT_LIMIT), "negative prompt"),
     "steps": (between(int, 1, 8), "denoising steps per frame, 1 to 8"),
     "strength": (between(float, 1e-6, 1), "how far a picture is changed, above 0 to 1"),
     "t_index_list": (t_index_list, "exact steps, such as 32,45; instead of steps and strength"),
@@ -150,8 +167,8 @@ def parser():
     p.add_argument("--kind", choices=kinds_of_models.KINDS, help="what kind of few-step model it is, which decides the defaults below and the scheduler (from the names of SOURCE and LoRAs)")
     p.add_argument("--scheduler", choices=("keep", "lcm", "tcd"), help="the sampling method that the folder names: that of SOURCE, latent consistency, or trajectory consistency (as the kind of model needs)")
     p.add_argument("--offline", action="store_true", help="never use the network; a hub id must be in the local cache")
-    p.add_argument("--name", help="display name of the model (from SOURCE)")
-    p.add_argument("--license", help="licence of the weights, for the record")
+    p.add_argument("--name", type=up_to(NAME_LIMIT), help="display name of the model (from SOURCE)")
+    p.add_argument("--license", type=up_to(NAME_LIMIT), help="licence of the weights, for the record")
     p.add_argument("--opset", default=18, type=between(int, 18, 23), metavar="N", help="ONNX operator set, 18 to 23 (18)")
     p.add_argument("--force", action="store_true", help="replace OUT if it exists, once the new folder is whole")
     p.add_argument("--keep-work", action="store_true", help="keep OUT.partial, so that the next export with --force reuses the components that stay the same")
@@ -171,6 +188,10 @@ def parse(argv):
         raise ExportError("--t-index-list takes the place of --steps and --strength: give one or the other")
     if "t_index_list" in defaults and defaults["t_index_list"][-1] >= defaults.get("num_inference_steps", 50):
         raise ExportError(f"--t-index-list ends with {defaults['t_index_list'][-1]}, expected indices below --num-inference-steps ({defaults.get('num_inference_steps', 50)})")
+    if args.vae not in ("full", "tiny"):
+        label = pathlib.Path(args.vae).resolve().name
+        if len(label.encode("utf-8", "replace")) > NAME_LIMIT:
+            raise ExportError(f"--vae {args.vae}: the folder's name has more than {NAME_LIMIT} bytes, which the manifest cannot hold: give it a shorter one")
     return Options(
         source=args.source, out=args.out, config=args.config, prediction=args.prediction, scheduler=args.scheduler, kind=args.kind, offline=args.offline, loras=tuple(args.lora), vae=args.vae,
         dtype=args.dtype, size=args.size, batch=args.batch, clip_skip=args.clip_skip, opset=args.opset, name=args.name,

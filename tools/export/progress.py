@@ -7,17 +7,19 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar over `steps` steps, with lines above it."""
+    """Lines on standard output, and from `start` on a bar below them, on standard error."""
 
-    def __init__(self, steps, quiet=False):
-        self.quiet = quiet
-        self.began = time.monotonic()
-        self.bar = tqdm(total=steps, disable=quiet, file=sys.stderr, unit="step", bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]")
+    def __init__(self):
+        self.bar = None
+
+    def start(self, steps):
+        """Shows a bar over so many steps."""
+        self.bar = tqdm(total=steps, file=sys.stderr, unit="step", bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]")
 
     def say(self, text):
-        """A line above the bar."""
-        if not self.quiet:
-            tqdm.write(text, file=sys.stderr)
+        """A line, above the bar if there is one."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
     def step(self, text):
         """Names the step that begins; as a context manager it counts it and says how long it took."""
@@ -28,7 +30,8 @@ class Progress:
         self.bar.update(steps)
 
     def close(self):
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class _Step:

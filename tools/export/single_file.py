@@ -162,6 +162,16 @@ class SingleFileSource:
         """Whether the configuration comes with a vocabulary."""
         return any((self.folder / part / name).exists() for name in ("vocab.json", "tokenizer.json"))
 
+    def check_tokenizer(self, part, size):
+        """An error where there is no tokenizer, or none for a text encoder of `size` tokens."""
+        if self.has_tokenizer(part):
+            source.check_tokenizer(self.folder / part, size)
+            return
+        source.read_json(self.folder / part / "tokenizer_config.json")
+        count = len(vocabulary.load()[0])
+        if count > size:
+            raise ExportError(f"{self.folder / part}: no vocab.json, and CLIP's vocabulary has {count} tokens, but the text encoder knows {size}")
+
     def save_tokenizer(self, part, to):
         """Writes the tokenizer of --config, else CLIP's, to the folder `to`."""
         if self.has_tokenizer(part):

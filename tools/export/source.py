@@ -122,6 +122,10 @@ class FolderSource:
         """transformers' tokenizer."""
         return load_tokenizer(self.folder / part)
 
+    def check_tokenizer(self, part, size):
+        """An error where the tokenizer is not there, or not for a text encoder of `size` tokens."""
+        check_tokenizer(self.folder / part, size)
+
     def save_tokenizer(self, part, to):
         """Writes vocab.json, merges.txt and configurations of a tokenizer to the folder `to`."""
         save_tokenizer(self.tokenizer(part), to)
@@ -177,6 +181,26 @@ def load_tokenizer(folder):
         return transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as e:
         raise ExportError(f"{folder}: not the CLIP tokenizer that was expected: {type(e).__name__}: {e}") from e
+
+
+def check_tokenizer(folder, size):
+    """An error where `folder` has no CLIP tokenizer, or one for more tokens than `size`."""
+    has = lambda *names: all((folder / n).is_file() for n in names)  # noqa: E731
+    if not has("tokenizer.json") and not has("vocab.json", "merges.txt"):
+        raise ExportError(f"{folder}: no vocab.json with merges.txt, nor a tokenizer.json in it, expected a CLIP tokenizer")
+    tokenizer = load_tokenizer(folder)
+    try:
+        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        largest, kind = max(tokenizer.get_vocab().values(), default=0), f"{model['type']} with {len(model['merges'])} merges"
+    except (AttributeError, KeyError, ValueError, TypeError) as e:
+        raise ExportError(f"{folder}: not the CLIP tokenizer that was expected: {type(e).__name__}: {e}") from e
+    if model["type"] != "BPE" or not model["merges"]:
+        raise ExportError(f"{folder}: a tokenizer of the kind {kind}, expected CLIP's: BPE with merges")
+    if largest >= size:
+        raise ExportError(f"{folder}: the largest token is {largest}, but the text encoder knows {size} (vocab_size in its config.json): they do not belong together")
+    lacking = [k for k in ("bos_token", "eos_token", "unk_token", "pad_token") if getattr(tokenizer, k) is None]
+    if lacking:
+        raise ExportError(f"{folder}: the tokenizer has no {', '.join(lacking)}")
 
 
 def save_tokenizer(tokenizer, to):

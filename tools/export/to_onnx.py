@@ -61,6 +61,8 @@ def export(spec, dtype, opset, folder):
                 spec.module, tuple(example), dynamo=True, opset_version=opset, dynamic_shapes=shapes,
                 input_names=[i.name for i in spec.inputs], output_names=list(spec.outputs), optimize=True, verbose=False,
             )
+    except (OSError, MemoryError):
+        raise
     except Exception as e:
         raise ExportError(f"{spec.component}: torch could not export it: {type(e).__name__}: {str(e)[:2000]}") from e
     model = program.model

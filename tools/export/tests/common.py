@@ -32,8 +32,8 @@ def asked(source, out, *arguments):
 def export(source, out, *arguments):
     """Runs an export in this process. -> the Conversion and what it printed."""
     heard = io.StringIO()
-    conversion = convert.Conversion(asked(source, out, *arguments), quiet=True)
-    with contextlib.redirect_stdout(heard):
+    conversion = convert.Conversion(asked(source, out, *arguments))
+    with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(io.StringIO()):
         conversion.run()
     return conversion, heard.getvalue()
 
@@ -53,7 +53,7 @@ class Case(unittest.TestCase):
         self.folder = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH))
 
     def error(self, *arguments):
-        """The message of a command that must fail, without a traceback."""
+        """The message of a command that must fail. Exceptions that the command lets through fail the test."""
         heard = io.StringIO()
         with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
             try:
@@ -61,4 +61,5 @@ class Case(unittest.TestCase):
             except SystemExit as e:  # argparse
                 status = e.code
         self.assertIn(status, (1, 2))
+        self.assertRegex(heard.getvalue(), r"(?m)^(error: |export_model\.py: error: )")
         return heard.getvalue()

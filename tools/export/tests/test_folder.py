@@ -1,15 +1,19 @@
 """Exported folders: their layout, and their graphs against diffusers' pipelines."""
 
+import contextlib
+import io
 import json
+import shutil
 import tomllib
 
 import diffusers
 import numpy as np
 import onnx
 import onnxruntime
+import safetensors.torch
 import torch
 
-from export import graphs, hashing, source
+from export import check, convert, graphs, hashing, source, vae
 from export.tests import common
 
 
@@ -23,6 +27,14 @@ def ports(values):
 
 def manifest(folder):
     return tomllib.loads((folder / "streamdiffusion.toml").read_text(encoding="utf-8"))
+
+
+def graphs_of(kind, dtype, folder):
+    """The type that a model's autoencoder would be exported in."""
+    conversion = convert.Conversion(common.asked(common.model(kind), folder / "out", "--dtype", dtype))
+    origin = source.FolderSource(common.model(kind))
+    with contextlib.redirect_stdout(io.StringIO()):
+        return conversion.vae_graphs(vae.open_vae(conversion.options, origin, None), None, origin.xl)[2]
 
 
 class Folder(common.Case):
@@ -98,11 +110,13 @@ class Folder(common.Case):
 
         out = self.folder / "out"
         path = test_lora.kohya(common.model("sd21"), self.folder / "lcm-lora.safetensors")
-        # A force_upcast autoencoder stays f32.
+        # Only XL's autoencoders need what force_upcast says, which diffusers writes for all.
+        self.assertTrue(json.loads((common.model("sd21") / "vae" / "config.json").read_text())["force_upcast"])
         _, said = common.export(common.model("sd21"), out, "--dtype", "f16", "--lora", f"{path}:0.5", "--name", 'The "one"', "--license", "x", "--prompt", "snow\n", "--t-index-list", "16,32")
-        self.assertIn("force_upcast", said)
+        self.assertNotIn("force_upcast", said)
+        self.assertEqual(manifest(out)["export"]["overflow"], [])
         self.assert_whole(out)
-        for component, kind in {"text_encoder": "float16", "unet": "float16", "vae_encoder": "float", "vae_decoder": "float"}.items():
+        for component, kind in {"text_encoder": "float16", "unet": "float16", "vae_encoder": "float16", "vae_decoder": "float16"}.items():
             s = session(out, component)
             self.assertEqual({i.type for i in s.get_inputs() if "int" not in i.type} | {o.type for o in s.get_outputs()}, {f"tensor({kind})"})
         scheduler = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
@@ -143,6 +157,42 @@ class Folder(common.Case):
             self.assertEqual((config["prediction_type"], config["beta_schedule"]), (prediction, "scaled_linear"))
             self.assertEqual(config.get("original_inference_steps"), None if scheduler == "PNDMScheduler" else 50)
             self.assertEqual((table["guidance_scale"], table["steps"]), (guidance, steps))
+
+    def test_an_xl_autoencoder_that_overflows_stays_f32(self):
+        model = graphs_of("sdxl", "f16", self.folder)
+        self.assertEqual(model, torch.float32)
+        self.assertEqual(graphs_of("sd15", "f16", self.folder), torch.float16)
+
+    def test_numbers_beyond_f16_are_told(self):
+        folder, out = self.folder / "model", self.folder / "out"
+        shutil.copytree(common.model("sd-turbo"), folder)
+        path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        # One layer gives out large numbers, and the next makes small ones of them again: ReLU lets the factor through.
+        first, second = [n for n in tensors if n.startswith("decoder.layers.2.conv.") and n.endswith("weight")][:2]
+        for name, factor in ((first, 1e6), (first.replace("weight", "bias"), 1e6), (second, 1e-6)):
+            tensors[name] = tensors[name] * factor
+        safetensors.torch.save_file(tensors, path, {"format": "pt"})
+        options = convert.Conversion(common.asked(folder, out, "--dtype", "f16"))
+        model = source.FolderSource(folder).load("vae")
+        spec = graphs.vae(model, None)[1]
+        with check.watch(model) as large:
+            check.expected(spec, check.inputs(spec, torch.float16))
+        self.assertTrue(any(n.startswith("decoder.layers.2.conv") for n in large), large)
+        self.assertFalse(any(m._forward_hooks for m in model.modules()))
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            options.record("vae_decoder", {"error": 0.0, "overflow": [f"vae_decoder: {n}: {v:.3g}" for n, v in large.items()]})
+        self.assertIn("beyond f16", said.getvalue())
+        self.assertTrue(options.overflow[0].startswith("vae_decoder: decoder"))
+
+    def test_a_large_fixed_size_is_checked_with_one_row(self):
+        origin = source.FolderSource(common.model("sd15"))
+        net, pictures = origin.load("unet"), origin.load("vae")
+        rows = lambda spec: [s["batch"] for s in spec.sizes[1:]]  # noqa: E731
+        for size, batches in ((None, [1, 3]), ((32, 32), [1, 3]), ((64, 32), [1])):
+            self.assertEqual(rows(graphs.unet(net, False, size, None)), batches)
+            pixels = size and (size[0] * 2, size[1] * 2)
+            self.assertEqual([rows(s) for s in graphs.vae(pictures, pixels)], [batches] * 2)
 
     def test_sdxl(self):
         folder = common.exported("sdxl")
