@@ -134,6 +134,8 @@ class Conversion:
         kinds.check_scheduler(source.config("scheduler"), source.folder / "scheduler" / "scheduler_config.json")
         for tokenizer, encoder in zip(source.tokenizers, source.text_encoders):
             source.check_tokenizer(tokenizer, source.config(encoder).get("vocab_size", 49408))
+        for part in ["unet", *source.text_encoders] + ["vae"] * (self.options.vae == "full"):
+            source.check_weights(part)
         if self.options.clip_skip:
             self.check_clip_skip(source)
 

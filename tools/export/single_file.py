@@ -1,6 +1,7 @@
 """Single-file checkpoints in the layout of the original training code (and kohya's), read by diffusers with configurations from here."""
 
 import pathlib
+import re
 import types
 
 import torch
@@ -42,6 +43,11 @@ def prediction(tensors, metadata, model):
     return None if model == "v2" else "epsilon"
 
 
+def current(name):
+    """A tensor's name in the layout that diffusers reads: the first checkpoints were saved by a transformers that had no `text_model` in between."""
+    return re.sub(r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(embeddings|encoder|final_layer_norm)\.", r"\1.transformer.text_model.\2.", name)
+
+
 class SingleFileSource:
     """A .safetensors checkpoint. `config`: a diffusers folder, the name of a built-in configuration, or None to choose one."""
 
@@ -54,7 +60,10 @@ class SingleFileSource:
             if self.path.suffix.lower() in source.PICKLES:
                 source.refuse_pickle(self.path)
             raise ExportError(f"{self.path}: expected a .safetensors checkpoint")
-        self.tensors, metadata = header(self.path)
+        found, metadata = header(self.path)
+        # {name as it is now: the file's}, {name as it is now: an object with its shape}
+        self.stored = {current(k): k for k in found}
+        self.tensors = {current(k): v for k, v in found.items()}
         if not any(k.startswith(PREFIXES["unet"]) for k in self.tensors):
             lora = any("lora" in k.lower() for k in self.tensors)
             raise ExportError(
@@ -90,6 +99,7 @@ class SingleFileSource:
         for part in ["unet", *self.text_encoders]:
             if not self.elements(part):
                 raise ExportError(f"{self.path}: has no {part} (no tensors named {' or '.join(PREFIXES[part])}…), expected a whole checkpoint")
+            self.check_weights(part)
 
     @property
     def names(self):
@@ -132,30 +142,68 @@ class SingleFileSource:
             self._digest = hashing.of_file(self.path)
         return hashing.of_value([self._digest, self.config(part)])
 
+    def of(self, part):
+        """The names of a network's tensors."""
+        return [n for n in self.tensors if n.startswith(PREFIXES[part])]
+
+    def network_class(self, part):
+        """The class of a network, and its configuration as that class wants it."""
+        import diffusers
+        import transformers
+
+        config, name = self.config(part), self.index[part][1]
+        if name.startswith("CLIP"):
+            return getattr(transformers, name), transformers.CLIPTextConfig(**config)
+        return getattr(diffusers, name), config
+
+    def check_weights(self, part):
+        """An error that names the tensors which the file lacks, or has in another shape than the configuration says. Reads the header only."""
+        from diffusers.loaders import single_file_utils as utils
+
+        if part == "vae" and not self.of(part):
+            raise ExportError(f"{self.path}: has no autoencoder (no tensors named first_stage_model.…): give --vae tiny or --vae FOLDER")
+        tensors = {n: torch.empty(self.tensors[n].shape, device="meta") for n in self.of(part)}
+        cls, config = self.network_class(part)
+        what = f"{self.path}: its {part}, read with the configuration in {self.folder / part}"
+        try:
+            with torch.device("meta"):
+                model = cls(config) if not isinstance(config, dict) else cls.from_config(config)
+            if part == "unet":
+                found = utils.convert_ldm_unet_checkpoint(tensors, config)
+            elif part == "vae":
+                found = utils.convert_ldm_vae_checkpoint(tensors, config)
+            elif any(".transformer.text_model." in n for n in tensors):
+                found = utils.convert_ldm_clip_checkpoint(tensors)
+            else:
+                prefix = next(p for p in ("cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model.") if any(n.startswith(p) for n in tensors))
+                found = utils.convert_open_clip_checkpoint(model, tensors, prefix)
+        except KeyError as e:
+            raise ExportError(f"{what}: lacks the tensor {e}") from None
+        except StopIteration:
+            raise ExportError(f"{what}: its tensors have names such as {next(iter(tensors))}, expected those of CLIP or OpenCLIP") from None
+        except Exception as e:
+            raise ExportError(f"{what}: {type(e).__name__}: {str(e)[:1000]}") from e
+        plain = lambda name: name.removeprefix("text_model.")  # noqa: E731
+        shapes = {plain(n): tuple(t.shape) for n, t in found.items()}
+        wanted = {plain(n): tuple(p.shape) for n, p in model.named_parameters()}
+        source.check_tensors(what, cls.__name__, [n for n in wanted if n not in shapes], [], [n for n in wanted if shapes.get(n, wanted[n]) != wanted[n]])
+
     def load(self, part):
         """The network in f32, ready for inference."""
-        import diffusers
+        from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
-        options = {"config": str(self.folder), "local_files_only": True, "torch_dtype": torch.float32}
+        self.check_weights(part)
+        cls, _ = self.network_class(part)
+        options = {"config": str(self.folder), "subfolder": part, "local_files_only": True, "torch_dtype": torch.float32}
         try:
-            if part in ("unet", "vae"):
-                if part == "vae" and not self.elements(part):
-                    raise ExportError(f"{self.path}: has no autoencoder (no tensors named first_stage_model.…): give --vae tiny or --vae FOLDER")
-                model = getattr(diffusers, self.index[part][1]).from_single_file(str(self.path), subfolder=part, **options)
-            else:
-                # diffusers reads text encoders of checkpoints only as parts of a pipeline.
-                cls = diffusers.StableDiffusionXLPipeline if self.xl else diffusers.StableDiffusionPipeline
-                others = ["unet", "vae", "scheduler", *self.tokenizers, "safety_checker", "feature_extractor", "image_encoder"]
-                others += [e for e in self.text_encoders if e != part]
-                diffusers.utils.logging.disable_progress_bar()
-                model = getattr(cls.from_single_file(str(self.path), **dict.fromkeys(others), **options), part)
-        except ExportError:
+            with safe_open(self.path, "pt") as f:
+                tensors = {n: f.get_tensor(self.stored[n]) for n in self.of(part)}
+            model = cls.from_single_file(tensors, **options) if part in ("unet", "vae") else create_diffusers_clip_model_from_ldm(cls, tensors, **options)
+        except (OSError, MemoryError):
             raise
         except Exception as e:
             raise ExportError(f"{self.path}: its {part} could not be read with the configuration in {self.folder / part}: {type(e).__name__}: {str(e)[:1000]}") from e
-        missing = [n for n, p in model.named_parameters() if p.is_meta]
-        if missing:
-            raise ExportError(f"{self.path}: its {part} lacks {len(missing)} weights, {missing[0]} among them: another architecture than {self.folder}?")
+        source.check_tensors(f"{self.path}: {part}", cls.__name__, [n for n, p in model.named_parameters() if p.is_meta], [], [])
         return model.eval().requires_grad_(False)
 
     def has_tokenizer(self, part):

@@ -114,6 +114,10 @@ class FolderSource:
         files, _ = weight_files(self.folder / part, self.half)
         return hashing.of_value([self.config(part), [hashing.of_file(f) for f in files]])
 
+    def check_weights(self, part):
+        """An error where there is no file of weights; what is in it is checked by `load`."""
+        weight_files(self.folder / part, self.half)
+
     def load(self, part):
         """The network in f32, ready for inference."""
         return load_network(self.folder, part, self.index[part][1], half=self.half)

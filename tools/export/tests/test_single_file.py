@@ -83,6 +83,36 @@ class SingleFile(common.Case):
     def test_sdxl(self):
         self.compare("sdxl")
 
+    def test_names_of_the_first_checkpoints(self):
+        folder = common.model("sd15")
+        path = checkpoints.write(folder, self.folder / "model.safetensors")
+        tensors = safetensors.torch.load_file(path)
+        old = {n.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): t for n, t in tensors.items()}
+        self.assertNotEqual(old.keys(), tensors.keys())
+        safetensors.torch.save_file(old, path)
+        a, b = single_file.SingleFileSource(path, folder).load("text_encoder").state_dict(), source.FolderSource(folder).load("text_encoder").state_dict()
+        self.assertEqual(a.keys(), b.keys())
+        for name in b:
+            self.assertTrue(torch.equal(a[name], b[name]), name)
+
+    def test_tensors_that_are_missing_are_named_without_reading_weights(self):
+        for kind, part, name, word in [
+            ("sd15", "text_encoder", "cond_stage_model.transformer.text_model.final_layer_norm.bias", "final_layer_norm.bias"),
+            ("sd21", "text_encoder", "cond_stage_model.model.ln_final.bias", "final_layer_norm.bias"),
+            ("sdxl", "text_encoder_2", "conditioner.embedders.1.model.positional_embedding", "position_embedding.weight"),
+            ("sd15", "unet", "model.diffusion_model.out.2.bias", "conv_out.bias"), ("sd15", "vae", "first_stage_model.decoder.conv_in.weight", "decoder.conv_in.weight"),
+            ("sdxl", "unet", "model.diffusion_model.label_emb.0.0.weight", "label_emb.0.0.weight"),
+        ]:
+            path = self.folder / f"{kind}-{part}.safetensors"
+            tensors = safetensors.torch.load_file(checkpoints.write(common.model(kind), path))
+            for changed, what in (({n: t for n, t in tensors.items() if n != name}, "(missing|lacks)"), (tensors | {name: torch.ones(2, 2)}, "another shape")):
+                safetensors.torch.save_file(changed, path)
+                with mock.patch.object(single_file, "safe_open", side_effect=single_file.safe_open) as opened, self.assertRaisesRegex(errors.ExportError, path.name) as e:
+                    single_file.SingleFileSource(path, common.model(kind)).check_weights(part)
+                self.assertEqual(opened.call_count, 1)
+                self.assertRegex(str(e.exception), what)
+                self.assertIn(word if "another" not in what or "label" not in name else "linear_1.weight", str(e.exception))
+
     def test_the_export_of_a_checkpoint_is_that_of_the_folder(self):
         folder = common.model("sd15")
         path = checkpoints.write(folder, self.folder / "model.safetensors")
