@@ -12,7 +12,7 @@ Needs what tools/requirements-export.txt names, and onnxruntime. The same files 
 
     python tools/reference/architectures.py                                   # all but Optimum
     python tools/reference/architectures.py --optimum venv/bin/python
-    python tools/reference/architectures.py --only frames --check             # compare, write nothing
+    python tools/reference/architectures.py --check                           # compare the frames, write nothing
 """
 
 import argparse
@@ -250,6 +250,7 @@ def frames(pipes, check, folders):
         worst = max([worst, *(int(d.max()) for d in differences)])
         told = ", ".join(f"{d.max()} ({(d > 0).mean():.1e} of samples)" for d in differences)
         print(f"{c['name']}: mean {out.mean():.0f}, deviation {out.std():.0f}; ONNX folders differ by {told or '(none)'}", flush=True)
+    assert worst <= 1, f"an ONNX folder differs by {worst} levels"
     if check:
         for file, values in files.items():
             difference = np.abs(np.load(DATA / file).astype(int) - values).max()
@@ -261,20 +262,21 @@ def frames(pipes, check, folders):
         for file, values in files.items():
             np.save(DATA / file, values)
         (DATA / "cases.json").write_text(json.dumps(chosen, indent=1) + "\n")
-    assert worst <= 1, f"an ONNX folder differs by {worst} levels"
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["models", "export", "frames"], action="append", help="do this part; may be given again")
     parser.add_argument("--model", choices=tiny_models.NAMES, action="append", help="for a look: just this one (frames: needs --check)")
     parser.add_argument("--work", type=Path, default=Path("target/tiny-models"), help="where the diffusers folders are (default: %(default)s)")
     parser.add_argument("--optimum", type=Path, help="a Python that has Optimum, for its folders too")
-    parser.add_argument("--check", action="store_true", help="compare with the frames that are there, write none")
-    arguments = parser.parse_args()
+    parser.add_argument("--check", action="store_true", help="compare with the frames that are there, write nothing: frames alone, if --only names no other part")
+    arguments = parser.parse_args(argv)
+    if arguments.check and set(arguments.only or ["frames"]) != {"frames"}:
+        parser.error("--check writes nothing: give --only frames with it, or nothing")
     if arguments.model and not arguments.check and "frames" in (arguments.only or ["frames"]):
         parser.error("--model would leave the other models' frames out; give --check, or --only models or export")
-    parts = arguments.only or ["models", "export", "frames"]
+    parts = arguments.only or (["frames"] if arguments.check else ["models", "export", "frames"])
     names = arguments.model or list(tiny_models.NAMES)
     warnings.simplefilter("ignore")
     diffusers.logging.set_verbosity_error()
