@@ -11,7 +11,7 @@ import torch
 from . import TOOL, VERSION, check, defaults, graphs, hashing, kinds, lora, manifest, single_file, to_onnx, vae
 from .errors import ExportError
 from .progress import Progress, gigabytes, peak_memory
-from .source import FolderSource
+from .source import PICKLES, FolderSource
 from .workspace import Workspace
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16}
@@ -35,7 +35,9 @@ def open_source(options, say):
 
     path = pathlib.Path(options.source)
     half = options.dtype == "f16"
-    if options.config is not None and not path.is_file():
+    if path.suffix.lower() in (".safetensors", *PICKLES) and not path.exists():
+        raise ExportError(f"{path}: no such file")
+    if options.config is not None and (path.is_dir() or hub.is_id(options.source) and not path.exists()):
         raise ExportError(f"--config is for single-file checkpoints; {options.source} has configurations of its own")
     if path.is_dir():
         if not (path / "model_index.json").exists():

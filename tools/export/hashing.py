@@ -27,7 +27,6 @@ def of_value(value):
 
 
 @functools.cache
-def of_tool():
+def of_tool(folder=pathlib.Path(__file__).parent):
     """Hexadecimal SHA-256 of this package's sources: another tool may make another graph of the same weights."""
-    here = pathlib.Path(__file__).parent
-    return of_value({p.name: of_file(p) for p in sorted(here.glob("*.py"))})
+    return of_value({p.name: of_file(p) for p in sorted(folder.glob("*.py"))})

@@ -99,6 +99,7 @@ class SingleFileSource:
         for part in ["unet", *self.text_encoders]:
             if not self.elements(part):
                 raise ExportError(f"{self.path}: has no {part} (no tensors named {' or '.join(PREFIXES[part])}…), expected a whole checkpoint")
+        for part in ["unet", *self.text_encoders]:
             self.check_weights(part)
 
     @property

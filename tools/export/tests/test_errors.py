@@ -42,6 +42,8 @@ class Errors(common.Case):
         self.check("not a .safetensors file", self.folder / "m.safetensors", self.out)
         self.check("expected a .safetensors", self.folder / "m.txt", self.out)
         self.check("no such folder", self.folder / "a" / "b" / "c", self.out)
+        # Looks like a hub id.
+        self.check("no such file", "models/mine.safetensors", self.out)
 
     def test_pickled_weights_in_a_folder(self):
         folder = self.changed("model_index.json")

@@ -8,7 +8,7 @@ import shutil
 import tomllib
 from unittest import mock
 
-from export import check, defaults, hub, kinds, manifest, options, single_file, source, vocabulary, workspace
+from export import check, defaults, hashing, hub, kinds, manifest, options, single_file, source, vocabulary, workspace
 from export.errors import ExportError
 from export.tests import common
 
@@ -319,6 +319,18 @@ class Workspace(common.Case):
         space.open()
         with self.assertRaisesRegex(ExportError, "GB of disk are needed"):
             space.check_space(1 << 60)
+
+
+class Hashing(common.Case):
+    def test_what_an_earlier_run_made_is_of_use_to_the_same_tool_only(self):
+        here = pathlib.Path(hashing.__file__).parent
+        for name in ("one", "two", "three"):
+            shutil.copytree(here, self.folder / name, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+        with open(self.folder / "three" / "modules.py", "a", encoding="utf-8") as f:
+            f.write("# changed\n")
+        one, two, three = (hashing.of_tool(self.folder / n) for n in ("one", "two", "three"))
+        self.assertEqual((one, one), (two, hashing.of_tool()))
+        self.assertNotEqual(one, three)
 
 
 class Check(common.Case):
