@@ -5,6 +5,8 @@ pub mod host;
 
 pub use host::{Host, HostTensor};
 
+use std::time::Duration;
+
 use crate::error::Result;
 
 /// The numbers of one fused denoising update, computed on the host in f64 (see `stream::guidance`).
@@ -22,16 +24,31 @@ pub struct Coefficients {
     pub noise: f32,
 }
 
-/// Tensor arithmetic on one kind of memory.
+/// One tensor that a fused step brings forward.
+pub struct Update<'a, T> {
+    /// The factors of what follows.
+    pub k: Coefficients,
+    /// The latent `[f, C, h, w]`; becomes that of the next step.
+    pub x: &'a mut T,
+    /// The U-Net's output, of the same shape.
+    pub prediction: &'a T,
+    /// The reference, of the same shape; not read if its factor is 0.
+    pub reference: Option<&'a T>,
+    /// One noise map `[1, C, h, w]` for all `f` frames; not read if its factor is 0.
+    pub noise: Option<&'a T>,
+}
+
+/// Tensor arithmetic on one kind of memory. A device may put work off until a result is read; its errors then come with
+/// the reading.
 pub trait Device: Send + Sync + 'static {
-    /// A dense f32 (or device-native) tensor in row-major order.
+    /// A dense tensor in row-major order. A clone may share memory with its original, and behaves as if it did not.
     type Tensor: Clone + Send + Sync + 'static;
 
     /// A tensor of `shape` holding `data` (as many values as the shape says).
-    fn upload(&self, shape: &[usize], data: &[f32]) -> Self::Tensor;
+    fn upload(&self, shape: &[usize], data: &[f32]) -> Result<Self::Tensor>;
 
     /// One tensor `[Σk, …]` of tensors `[k, …]` that agree in all other dimensions; at least one is given.
-    fn stack(&self, parts: Vec<Self::Tensor>) -> Self::Tensor;
+    fn stack(&self, parts: Vec<Self::Tensor>) -> Result<Self::Tensor>;
 
     /// The rows `[1, …]` of a tensor `[k, …]`.
     fn unstack(&self, tensor: Self::Tensor) -> Vec<Self::Tensor>;
@@ -40,7 +57,7 @@ pub trait Device: Send + Sync + 'static {
     fn same_shape(&self, a: &Self::Tensor, b: &Self::Tensor) -> bool;
 
     /// Cosine of the angle between two tensors of one shape, seen as vectors; 1 when both are all zeros.
-    fn cosine(&self, a: &Self::Tensor, b: &Self::Tensor) -> f32;
+    fn cosine(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<f32>;
 
     /// Noises clean latents `[f, C, h, w]`: `a·latents + b·noise`, with one noise map `[1, C, h, w]` for all frames or one for
     /// each `[f, C, h, w]`.
@@ -50,16 +67,15 @@ pub trait Device: Send + Sync + 'static {
         latents: &Self::Tensor,
         b: f32,
         noise: &Self::Tensor,
-    ) -> Self::Tensor;
+    ) -> Result<Self::Tensor>;
 
-    /// The fused step on one slot: updates `x` `[f, C, h, w]` in place by `k`. `prediction` and `reference` have
-    /// its shape, `noise` is one map `[1, C, h, w]`. A term whose factor is 0 is not read.
-    fn step(
-        &self,
-        k: Coefficients,
-        x: &mut Self::Tensor,
-        prediction: &Self::Tensor,
-        reference: Option<&Self::Tensor>,
-        noise: Option<&Self::Tensor>,
-    ) -> Result<()>;
+    /// The fused step, on all slots at once.
+    fn step(&self, updates: Vec<Update<'_, Self::Tensor>>) -> Result<()>;
+
+    /// Runs `work` as the section with this number (below [`SECTIONS`]), and tells how long it took: now, or, where work is
+    /// put off, how long it took the last time, once.
+    fn timed<R>(&self, section: usize, work: impl FnOnce() -> R) -> (R, Option<Duration>);
 }
+
+/// How many sections [`Device::timed`] tells apart.
+pub const SECTIONS: usize = 4;

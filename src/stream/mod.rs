@@ -26,7 +26,7 @@ pub use slot::Shown;
 pub use timing::{Stage, StageTimes};
 pub use variation::Variation;
 
-use crate::device::Device;
+use crate::device::{Device, Update};
 use crate::engine::{Denoise, Model};
 use crate::error::{Error, Result};
 use crate::model::SchedulerConfig;
@@ -167,7 +167,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             width / limits.latent_scale,
         ];
         let steps = steps(&scheduler, &settings)?;
-        let (noise, posterior) = noise_maps(&device, settings.seed, steps.len(), latent);
+        let (noise, posterior) = noise_maps(&device, settings.seed, steps.len(), latent)?;
         Ok(Self {
             filter: SimilarityFilter::new(settings.seed),
             noises: Noises::new(settings.variation, settings.seed),
@@ -200,7 +200,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         let mut noise = self.plan.noise.clone();
         if old.seed != settings.seed || steps.len() != noise.len() {
             (noise, self.posterior) =
-                noise_maps(&self.device, settings.seed, steps.len(), self.latent);
+                noise_maps(&self.device, settings.seed, steps.len(), self.latent)?;
         }
         if old.seed != settings.seed {
             self.filter = SimilarityFilter::new(settings.seed);
@@ -234,7 +234,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         for _ in 0..self.delay() {
             self.group.push((picture.clone(), tag.clone()));
             if self.group.len() == self.frame_buffer_size {
-                let (pictures, tags) = self.take_group();
+                let (pictures, tags) = self.take_group()?;
                 self.enter(pictures, tags)?;
                 self.advance()?;
             }
@@ -279,15 +279,15 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     }
 
     /// The frames that wait, as one tensor `[k, 3, H, W]`, and their tags.
-    fn take_group(&mut self) -> (D::Tensor, Vec<T>) {
+    fn take_group(&mut self) -> Result<(D::Tensor, Vec<T>)> {
         let (pictures, tags): (Vec<_>, _) = self.group.drain(..).unzip();
-        (self.device.stack(pictures), tags)
+        Ok((self.device.stack(pictures)?, tags))
     }
 
     fn submit_group(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
-        let (pictures, tags) = self.take_group();
+        let (pictures, tags) = self.take_group()?;
         let count = tags.len() as u64;
-        if self.resembles_last(&pictures) {
+        if self.resembles_last(&pictures)? {
             self.counters.skipped += count;
             // The slot that entered last is the newest one, if it is still in flight at all.
             match self.slots.front_mut() {
@@ -301,21 +301,21 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         self.advance()
     }
 
-    fn resembles_last(&mut self, pictures: &D::Tensor) -> bool {
-        match (self.settings.similarity, &self.last_entered) {
+    fn resembles_last(&mut self, pictures: &D::Tensor) -> Result<bool> {
+        Ok(match (self.settings.similarity, &self.last_entered) {
             // Without pictures to start from, those that come in say nothing about those that come out.
             (Some(settings), Some(last))
                 if self.settings.mode == Mode::ImageToImage
                     && self.device.same_shape(pictures, last) =>
             {
-                let cosine = self.device.cosine(pictures, last);
+                let cosine = self.device.cosine(pictures, last)?;
                 self.filter.skips(settings, cosine)
             }
             _ => {
                 self.filter.processed();
                 false
             }
-        }
+        })
     }
 
     /// Brings a group to the noise of the first step.
@@ -325,16 +325,18 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         let (anchor, x) = match self.settings.mode {
             Mode::ImageToImage => {
                 let anchor = self.encode(&pictures, frames)?;
-                let noise = self.entering_noise(frames);
+                let noise = self.entering_noise(frames)?;
                 let noise = noise.as_ref().unwrap_or(&plan.noise[0]);
                 let (a, b) = (plan.steps[0].a as f32, plan.steps[0].b as f32);
-                let x = self.device.add_noise(a, &anchor, b, noise);
+                let x = self.device.add_noise(a, &anchor, b, noise)?;
                 (Some(anchor), x)
             }
             Mode::TextToImage => {
-                let noise = self.entering_noise(frames);
-                let own = || self.device.stack(vec![plan.noise[0].clone(); frames]);
-                (None, noise.unwrap_or_else(own))
+                let noise = match self.entering_noise(frames)? {
+                    Some(noise) => noise,
+                    None => self.device.stack(vec![plan.noise[0].clone(); frames])?,
+                };
+                (None, noise)
             }
         };
         self.slots.push_front(Slot {
@@ -350,21 +352,25 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
 
     /// The clean latents of `frames` pictures.
     fn encode(&mut self, pictures: &D::Tensor, frames: usize) -> Result<D::Tensor> {
-        let sample = self.model.limits().samples_posterior.then(|| {
-            let [c, h, w] = self.latent;
-            let noise = self.posterior.randn(frames * c * h * w);
-            self.device.upload(&[frames, c, h, w], &noise)
-        });
-        self.times.measure(Stage::Encode, || {
+        let sample = match self.model.limits().samples_posterior {
+            true => {
+                let [c, h, w] = self.latent;
+                let noise = self.posterior.randn(frames * c * h * w);
+                Some(self.device.upload(&[frames, c, h, w], &noise)?)
+            }
+            false => None,
+        };
+        self.times.measure(&self.device, Stage::Encode, || {
             self.model.encode(pictures, sample.as_ref())
         })
     }
 
     /// The noise that the next `frames` frames enter with, where it is not the plan's.
-    fn entering_noise(&mut self, frames: usize) -> Option<D::Tensor> {
+    fn entering_noise(&mut self, frames: usize) -> Result<Option<D::Tensor>> {
         let [c, h, w] = self.latent;
         let maps: Option<Vec<_>> = (0..frames).map(|_| self.noises.next(c * h * w)).collect();
         maps.map(|maps| self.device.upload(&[frames, c, h, w], &maps.concat()))
+            .transpose()
     }
 
     /// One step for every slot in flight, by one U-Net call; gives the pictures of the slots that are done.
@@ -406,13 +412,14 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         let needs = self.needs();
         let guidance = self.settings.guidance;
         let Self {
+            device,
             model,
             conditioning,
             slots,
             times,
             ..
         } = self;
-        times.measure(Stage::Denoise, || {
+        times.measure(device, Stage::Denoise, || {
             conditioning.prepare(model, &needs)?;
             let mut rows = Vec::new();
             let mut negative_rows = Vec::new();
@@ -447,34 +454,36 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         if !self.slots.iter().any(under_way) {
             return Ok(());
         }
-        let guidance = self.settings.guidance;
+        let (guidance, add_noise) = (self.settings.guidance, self.settings.add_noise);
         let Predictions { prompt, negative } = self.predict()?;
-        let (mut predictions, mut negatives) = (prompt.into_iter(), negative.into_iter());
-        for slot in &mut self.slots {
+        let mut negatives = negative.into_iter();
+        let slots = self.slots.iter_mut().filter(|slot| under_way(slot));
+        let mut rows: Vec<_> = slots
+            .zip(prompt)
+            .map(|(slot, prediction)| {
+                let negative =
+                    (slot.progress.step()).is_some_and(|j| guidance.wants_negative_row(j));
+                (
+                    slot,
+                    prediction,
+                    negative.then(|| negatives.next()).flatten(),
+                )
+            })
+            .collect();
+        if guidance.anchors_on_negative() {
+            self.device.step(negative_anchors(&mut rows))?;
+        }
+        let updates = rows.iter_mut().filter_map(|(slot, prediction, negative)| {
             let Slot {
                 plan,
                 anchor,
-                progress,
+                progress: Progress::Noisy { x, step },
                 ..
-            } = slot;
-            let Progress::Noisy { x, step } = progress else {
-                continue;
-            };
-            let Some(prediction) = predictions.next() else {
-                break;
+            } = slot
+            else {
+                return None;
             };
             let current = &plan.steps[*step];
-            let mut negative = None;
-            if guidance.wants_negative_row(*step) {
-                negative = negatives.next();
-            }
-            if guidance.anchors_on_negative()
-                && let Some(output) = negative.take()
-            {
-                let estimate = anchor.insert(x.clone());
-                let k = Guidance::negative_anchor(current);
-                self.device.step(k, estimate, &output, None, None)?;
-            }
             let (guidance, reference) = match guidance.reference() {
                 Reference::None => (guidance, None),
                 Reference::NegativePrediction => (guidance, negative.as_ref()),
@@ -484,13 +493,16 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
                     None => (guidance.off(), None),
                 },
             };
-            let add_noise = self.settings.add_noise;
-            let k = guidance.coefficients(current, add_noise);
             *step += 1;
-            let noise = plan.noise.get(*step).filter(|_| add_noise);
-            self.device.step(k, x, &prediction, reference, noise)?;
-        }
-        Ok(())
+            Some(Update {
+                k: guidance.coefficients(current, add_noise),
+                x,
+                prediction,
+                reference,
+                noise: plan.noise.get(*step).filter(|_| add_noise),
+            })
+        });
+        self.device.step(updates.collect())
     }
 
     /// Turns slots that are through their last step into pictures.
@@ -499,7 +511,8 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             if let Progress::Noisy { x, step } = &slot.progress
                 && *step == slot.plan.steps.len()
             {
-                let pictures = self.times.measure(Stage::Decode, || self.model.decode(x))?;
+                let decode = || self.model.decode(x);
+                let pictures = self.times.measure(&self.device, Stage::Decode, decode)?;
                 let pictures = self.device.unstack(pictures);
                 slot.progress = Progress::Done {
                     pictures: pictures.into_iter().map(Arc::new).collect(),
@@ -508,6 +521,33 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         }
         Ok(())
     }
+}
+
+/// A slot under way, and what the U-Net gave for it: with the prompt, and with the negative one where guidance wants that.
+type Row<'a, X, T> = (&'a mut Slot<X, T>, X, Option<X>);
+
+/// Replaces the anchors of slots that had a row with the negative prompt by what that row makes of their latents.
+fn negative_anchors<'a, X: Clone, T>(rows: &'a mut [Row<'_, X, T>]) -> Vec<Update<'a, X>> {
+    let updates = rows.iter_mut().filter_map(|(slot, _, negative)| {
+        let Slot {
+            plan,
+            anchor,
+            progress: Progress::Noisy { x, step },
+            ..
+        } = &mut **slot
+        else {
+            return None;
+        };
+        let prediction = negative.as_ref()?;
+        Some(Update {
+            k: Guidance::negative_anchor(&plan.steps[*step]),
+            x: anchor.insert(x.clone()),
+            prediction,
+            reference: None,
+            noise: None,
+        })
+    });
+    updates.collect()
 }
 
 /// The steps that `settings` ask for.
@@ -526,13 +566,13 @@ fn noise_maps<D: Device>(
     seed: u64,
     count: usize,
     [c, h, w]: [usize; 3],
-) -> (Arc<[D::Tensor]>, TorchGenerator) {
+) -> Result<(Arc<[D::Tensor]>, TorchGenerator)> {
     let mut generator = TorchGenerator::new(seed);
     let map = c * h * w;
     let maps = generator
         .randn(count * map)
         .chunks(map)
         .map(|map| device.upload(&[1, c, h, w], map))
-        .collect();
-    (maps, generator)
+        .collect::<Result<_>>()?;
+    Ok((maps, generator))
 }

@@ -23,6 +23,16 @@ pub enum Progress<X> {
     Done { pictures: Vec<Arc<X>> },
 }
 
+impl<X> Progress<X> {
+    /// The step to run next, unless all are done.
+    pub fn step(&self) -> Option<usize> {
+        match self {
+            Self::Noisy { step, .. } => Some(*step),
+            Self::Done { .. } => None,
+        }
+    }
+}
+
 /// `f` frames that entered together.
 #[derive(Debug)]
 pub struct Slot<X, T> {

@@ -1,7 +1,9 @@
 //! How long the stages of a frame take.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::device::Device;
 
 /// The stages that cost time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,15 +24,19 @@ const KEPT: usize = 256;
 pub struct StageTimes([VecDeque<Duration>; 3]);
 
 impl StageTimes {
-    /// Runs `work` and notes how long it took as `stage`.
-    pub fn measure<R>(&mut self, stage: Stage, work: impl FnOnce() -> R) -> R {
-        let start = Instant::now();
-        let result = work();
+    /// Runs `work` and notes how long it took `device` as `stage`.
+    pub fn measure<R>(
+        &mut self,
+        device: &impl Device,
+        stage: Stage,
+        work: impl FnOnce() -> R,
+    ) -> R {
+        let (result, took) = device.timed(stage as usize, work);
         let durations = &mut self.0[stage as usize];
-        if durations.len() == KEPT {
+        if durations.len() == KEPT && took.is_some() {
             durations.pop_front();
         }
-        durations.push_back(start.elapsed());
+        durations.extend(took);
         result
     }
 
@@ -46,6 +52,7 @@ impl StageTimes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Host;
 
     #[test]
     fn quantiles_of_what_was_measured() {
@@ -61,7 +68,7 @@ mod tests {
             Duration::from_millis(95)
         );
         assert_eq!(times.quantile(Stage::Denoise, 0.5), Duration::ZERO);
-        assert_eq!(times.measure(Stage::Denoise, || 7), 7);
+        assert_eq!(times.measure(&Host, Stage::Denoise, || 7), 7);
         assert_eq!(times.0[Stage::Denoise as usize].len(), 1);
     }
 }

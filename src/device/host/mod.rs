@@ -5,7 +5,9 @@ mod tensor;
 
 pub use tensor::HostTensor;
 
-use super::{Coefficients, Device};
+use std::time::{Duration, Instant};
+
+use super::{Device, Update};
 use crate::error::{Error, Result};
 
 /// Tensors in main memory.
@@ -15,18 +17,18 @@ pub struct Host;
 impl Device for Host {
     type Tensor = HostTensor;
 
-    fn upload(&self, shape: &[usize], data: &[f32]) -> HostTensor {
-        HostTensor::new(shape, data.to_vec())
+    fn upload(&self, shape: &[usize], data: &[f32]) -> Result<HostTensor> {
+        Ok(HostTensor::new(shape, data.to_vec()))
     }
 
-    fn stack(&self, mut parts: Vec<HostTensor>) -> HostTensor {
+    fn stack(&self, mut parts: Vec<HostTensor>) -> Result<HostTensor> {
         if parts.len() == 1 {
-            return parts.remove(0);
+            return Ok(parts.remove(0));
         }
         let mut shape = parts.first().map_or(vec![0], |part| part.shape().to_vec());
         shape[0] = parts.iter().map(|part| part.shape()[0]).sum();
         let data = parts.into_iter().flat_map(HostTensor::into_data).collect();
-        HostTensor::new(&shape, data)
+        Ok(HostTensor::new(&shape, data))
     }
 
     fn unstack(&self, tensor: HostTensor) -> Vec<HostTensor> {
@@ -47,7 +49,7 @@ impl Device for Host {
         a.shape() == b.shape()
     }
 
-    fn cosine(&self, a: &HostTensor, b: &HostTensor) -> f32 {
+    fn cosine(&self, a: &HostTensor, b: &HostTensor) -> Result<f32> {
         // f64 sums: a Full HD frame has 6 million terms, where f32 accumulation loses the digits the filter reads.
         let (mut ab, mut aa, mut bb) = (0f64, 0f64, 0f64);
         for (x, y) in a.data().chunks(1024).zip(b.data().chunks(1024)) {
@@ -65,53 +67,70 @@ impl Device for Host {
             bb += sum(r);
         }
         if aa == 0.0 && bb == 0.0 {
-            return 1.0;
+            return Ok(1.0);
         }
-        (ab / (aa * bb).sqrt().max(1e-12)) as f32
+        Ok((ab / (aa * bb).sqrt().max(1e-12)) as f32)
     }
 
-    fn add_noise(&self, a: f32, latents: &HostTensor, b: f32, noise: &HostTensor) -> HostTensor {
+    fn add_noise(
+        &self,
+        a: f32,
+        latents: &HostTensor,
+        b: f32,
+        noise: &HostTensor,
+    ) -> Result<HostTensor> {
         let mut out = latents.clone();
         for frame in out.data_mut().chunks_mut(noise.data().len()) {
             for (x, e) in frame.iter_mut().zip(noise.data()) {
                 *x = a * *x + b * e;
             }
         }
-        out
+        Ok(out)
     }
 
-    fn step(
-        &self,
-        k: Coefficients,
-        x: &mut HostTensor,
-        prediction: &HostTensor,
-        reference: Option<&HostTensor>,
-        noise: Option<&HostTensor>,
-    ) -> Result<()> {
-        let same = |t: &HostTensor| t.data().len() == x.data().len();
-        if !same(prediction) || !reference.is_none_or(same) {
-            return Err(Error::engine(
-                "unet",
-                "its output has another shape than its sample",
-            ));
-        }
-        for (x, m) in x.data_mut().iter_mut().zip(prediction.data()) {
-            *x = k.sample * *x + k.prediction * m;
-        }
-        if let Some(reference) = reference {
-            for (x, r) in x.data_mut().iter_mut().zip(reference.data()) {
-                *x += k.reference * r;
-            }
-        }
-        if let Some(noise) = noise {
-            for frame in x.data_mut().chunks_mut(noise.data().len()) {
-                for (x, e) in frame.iter_mut().zip(noise.data()) {
-                    *x += k.noise * e;
-                }
-            }
-        }
-        Ok(())
+    fn step(&self, updates: Vec<Update<'_, HostTensor>>) -> Result<()> {
+        updates.into_iter().try_for_each(update)
     }
+
+    fn timed<R>(&self, _: usize, work: impl FnOnce() -> R) -> (R, Option<Duration>) {
+        let start = Instant::now();
+        let result = work();
+        (result, Some(start.elapsed()))
+    }
+}
+
+/// The fused step on one slot.
+fn update(update: Update<'_, HostTensor>) -> Result<()> {
+    let Update {
+        k,
+        x,
+        prediction,
+        reference,
+        noise,
+    } = update;
+    let same = |t: &HostTensor| t.data().len() == x.data().len();
+    if !same(prediction) || !reference.is_none_or(same) {
+        return Err(Error::engine(
+            "unet",
+            "its output has another shape than its sample",
+        ));
+    }
+    for (x, m) in x.data_mut().iter_mut().zip(prediction.data()) {
+        *x = k.sample * *x + k.prediction * m;
+    }
+    if let Some(reference) = reference {
+        for (x, r) in x.data_mut().iter_mut().zip(reference.data()) {
+            *x += k.reference * r;
+        }
+    }
+    if let Some(noise) = noise {
+        for frame in x.data_mut().chunks_mut(noise.data().len()) {
+            for (x, e) in frame.iter_mut().zip(noise.data()) {
+                *x += k.noise * e;
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -120,10 +139,15 @@ mod tests {
 
     #[test]
     fn frames_have_one_noise_map_or_one_each() {
-        let latents = Host.upload(&[2, 1, 1, 2], &[1.0, 2.0, 3.0, 4.0]);
-        let one = Host.upload(&[1, 1, 1, 2], &[10.0, 20.0]);
-        let each = Host.upload(&[2, 1, 1, 2], &[10.0, 20.0, 30.0, 40.0]);
-        let noised = |noise| Host.add_noise(2.0, &latents, 0.5, noise).into_data();
+        let latents = Host.upload(&[2, 1, 1, 2], &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        let one = Host.upload(&[1, 1, 1, 2], &[10.0, 20.0]).unwrap();
+        let each = Host
+            .upload(&[2, 1, 1, 2], &[10.0, 20.0, 30.0, 40.0])
+            .unwrap();
+        let noised = |noise| {
+            let noised = Host.add_noise(2.0, &latents, 0.5, noise);
+            noised.unwrap().into_data()
+        };
         assert_eq!(noised(&one), [7.0, 14.0, 11.0, 18.0]);
         assert_eq!(noised(&each), [7.0, 14.0, 21.0, 28.0]);
     }
