@@ -1,7 +1,10 @@
 //! Where tensors live. A device does arithmetic on tensors with numbers it is given; it knows nothing of
 //! schedules, guidance or prompts.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod host;
+pub mod video;
 
 pub use host::{Host, HostTensor};
 
