@@ -1,1 +1,3 @@
 //! NVIDIA GPUs.
+
+pub mod kernels;
