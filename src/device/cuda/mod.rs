@@ -1,3 +1,476 @@
-//! NVIDIA GPUs.
+//! NVIDIA GPUs: tensors of f16 in device memory, arithmetic by our kernels, all of it ordered on one stream.
+//!
+//! Operations are noted down and done when a result is needed ([`list`]), a frame's as one CUDA graph. Every thread has a
+//! list of its own, so elements that share a model do not get in each other's way.
 
+mod context;
 pub mod kernels;
+mod list;
+mod pinned;
+mod pool;
+mod tensor;
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use cudarc::driver::result;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use parking_lot::Mutex;
+
+pub use list::{Launches, Work};
+pub use tensor::{CudaTensor, Element};
+
+use super::{Device, HostTensor, Update};
+use crate::error::{Error, Result};
+use context::{Gpu, failed};
+use kernels::{
+    COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Kernel, Kernels,
+    PosteriorRow,
+};
+use list::List;
+
+/// A GPU. Clones are the same one.
+#[derive(Clone)]
+pub struct Cuda(Arc<Inner>);
+
+struct Inner {
+    kernels: Kernels,
+    lists: Mutex<HashMap<ThreadId, Arc<Mutex<List>>>>,
+    /// Held while something is put on the stream that must not be mixed with what another thread puts there.
+    submission: Mutex<()>,
+    gpu: Gpu,
+}
+
+impl Cuda {
+    /// How many GPUs there are; an error that says what is missing where there is no driver.
+    pub fn count() -> Result<usize> {
+        context::count()
+    }
+
+    /// The GPU with this number, counted from 0.
+    ///
+    /// # Errors
+    /// [`Error::Library`] without a driver or a GPU, [`Error::Setting`] for a number too high.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let gpu = Gpu::new(ordinal)?;
+        Ok(Self(Arc::new(Inner {
+            kernels: Kernels::load(&gpu.context)?,
+            lists: Mutex::default(),
+            submission: Mutex::default(),
+            gpu,
+        })))
+    }
+
+    /// Its number.
+    pub fn ordinal(&self) -> usize {
+        self.0.gpu.context.ordinal()
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &str {
+        &self.0.gpu.name
+    }
+
+    /// The primary context (a `CUcontext`), valid while `self` lives.
+    pub fn context_handle(&self) -> *mut c_void {
+        self.0.gpu.context.cu_ctx().cast()
+    }
+
+    /// The compute stream (a `CUstream`), valid while `self` lives.
+    pub fn stream(&self) -> *mut c_void {
+        self.0.gpu.stream.cu_stream().cast()
+    }
+
+    /// Free and total memory of the GPU in bytes, whoever uses it.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        (self.0.gpu.context.mem_get_info()).map_err(|e| failed("tell its memory", e))
+    }
+
+    /// Bytes of device memory that tensors have from the driver, those kept for further use included.
+    pub fn allocated(&self) -> usize {
+        self.0.gpu.pool.total()
+    }
+
+    /// How the calling thread's frames were launched so far.
+    pub fn launches(&self) -> Launches {
+        self.list().lock().launches()
+    }
+
+    /// Why frames of the calling thread are not launched as one graph, where that was tried and failed.
+    pub fn refusal(&self) -> Option<String> {
+        self.list().lock().refusal().map(str::to_owned)
+    }
+
+    /// A tensor of whatever its memory held before.
+    pub fn empty(&self, shape: &[usize], element: Element) -> Result<CudaTensor> {
+        let bytes = shape.iter().product::<usize>() * element.size();
+        let buffer = self.0.gpu.pool.take(bytes)?;
+        Ok(CudaTensor::new(shape, element, buffer))
+    }
+
+    /// A tensor of `shape` with the values `data`, converted to `element`.
+    pub fn upload_as(&self, shape: &[usize], data: &[f32], element: Element) -> Result<CudaTensor> {
+        if shape.iter().product::<usize>() != data.len() {
+            return Err(Error::engine(
+                "CUDA",
+                format!("{} values for a tensor of shape {shape:?}", data.len()),
+            ));
+        }
+        let tensor = self.empty(shape, element)?;
+        match element {
+            Element::F32 => self.write(&tensor, data),
+            Element::F16 => {
+                let mut half = vec![f16::ZERO; data.len()];
+                half.convert_from_f32_slice(data);
+                self.write(&tensor, &half)
+            }
+            Element::I64 => {
+                self.write(&tensor, &data.iter().map(|x| *x as i64).collect::<Vec<_>>())
+            }
+            Element::I32 => {
+                self.write(&tensor, &data.iter().map(|x| *x as i32).collect::<Vec<_>>())
+            }
+        }?;
+        Ok(tensor)
+    }
+
+    /// Writes `data` to a tensor that nothing which is noted down uses; it has been read when this returns.
+    fn write<T>(&self, tensor: &CudaTensor, data: &[T]) -> Result<()> {
+        self.0.gpu.enter()?;
+        let _submission = self.0.submission.lock();
+        let stream = self.0.gpu.stream.cu_stream();
+        // SAFETY: the tensor has as many elements of this size. Pageable memory is copied before the call returns.
+        unsafe { result::memcpy_htod_async(tensor.pointer(), data, stream) }
+            .map_err(|e| failed("upload a tensor", e))
+    }
+
+    /// The values of a tensor, when all that the calling thread noted down is done.
+    pub fn download(&self, tensor: &CudaTensor) -> Result<HostTensor> {
+        self.finish()?;
+        let data = match tensor.element() {
+            Element::F32 => self.read(tensor, 0f32)?,
+            Element::F16 => {
+                let half = self.read(tensor, f16::ZERO)?;
+                let mut data = vec![0.0; half.len()];
+                half.convert_to_f32_slice(&mut data);
+                data
+            }
+            Element::I64 => (self.read(tensor, 0i64)?.iter())
+                .map(|x| *x as f32)
+                .collect(),
+            Element::I32 => (self.read(tensor, 0i32)?.iter())
+                .map(|x| *x as f32)
+                .collect(),
+        };
+        Ok(HostTensor::new(tensor.shape(), data))
+    }
+
+    fn read<T: Clone>(&self, tensor: &CudaTensor, zero: T) -> Result<Vec<T>> {
+        let mut data = vec![zero; tensor.len()];
+        {
+            let _submission = self.0.submission.lock();
+            let stream = self.0.gpu.stream.cu_stream();
+            // SAFETY: the tensor has as many elements of this size, and they are waited for below.
+            unsafe { result::memcpy_dtoh_async(&mut data, tensor.pointer(), stream) }
+                .map_err(|e| failed("download a tensor", e))?;
+        }
+        self.0.gpu.wait()?;
+        Ok(data)
+    }
+
+    /// Notes down: copies `parts`, one after the other, to `to`, which has as many elements as all of them:
+    /// `to = scale·from + shift`. All parts have one element type; types other than f16 and f32 are copied as they are.
+    pub fn copy(
+        &self,
+        parts: &[&CudaTensor],
+        to: &CudaTensor,
+        scale: f32,
+        shift: f32,
+    ) -> Result<()> {
+        let Some(first) = parts.first() else {
+            return Ok(());
+        };
+        let (from, into) = (first.element(), to.element());
+        let as_it_is = from == into && (scale, shift) == (1.0, 0.0);
+        let kernel = match (as_it_is, from.float(), into.float()) {
+            (true, ..) => Some(Kernel::CopyBytes),
+            (false, Some(from), Some(into)) => Some(Kernel::copy(from, into)),
+            _ => None,
+        };
+        let fits = parts.iter().all(|part| part.element() == from)
+            && parts.iter().map(|part| part.len()).sum::<usize>() == to.len();
+        let Some(kernel) = kernel.filter(|_| fits) else {
+            return Err(Error::engine(
+                "CUDA",
+                format!("cannot copy {parts:?} to {to:?} times {scale} plus {shift}"),
+            ));
+        };
+        let mut out = to.pointer();
+        let mut copies = Vec::with_capacity(parts.len());
+        for part in parts {
+            copies.push((part.pointer(), out, length(part)?));
+            out += (part.len() * into.size()) as u64;
+        }
+        let longest = copies.iter().map(|copy| copy.2).max().unwrap_or(0);
+        let list = self.list();
+        let mut list = list.lock();
+        if as_it_is {
+            let bytes = |len: u32| len * from.size() as u32;
+            let row = |&(input, out, len): &(u64, u64, u32)| CopyBytesRow {
+                input,
+                out,
+                bytes: bytes(len),
+                unused: 0,
+            };
+            list.launch(
+                kernel,
+                &copies.iter().map(row).collect::<Vec<_>>(),
+                bytes(longest),
+            );
+        } else {
+            let row = |&(input, out, len): &(u64, u64, u32)| CopyRow {
+                input,
+                out,
+                scale,
+                shift,
+                len,
+                unused: 0,
+            };
+            list.launch(kernel, &copies.iter().map(row).collect::<Vec<_>>(), longest);
+        }
+        list.keep(to);
+        parts.iter().for_each(|part| list.keep(part));
+        Ok(())
+    }
+
+    /// Notes down: latents from what an image encoder gives, means and logarithms of variances `[f, 2·C, h, w]`, as
+    /// diffusers draws them: `out = (mean + exp(½·clamp(log variance, −30, 20))·noise − shift)·scale`, the mean where there
+    /// is no noise. `out` and `noise` are f16 `[f, C, h, w]`.
+    pub fn posterior(
+        &self,
+        moments: &CudaTensor,
+        noise: Option<&CudaTensor>,
+        out: &CudaTensor,
+        scale: f32,
+        shift: f32,
+    ) -> Result<()> {
+        let half = |t: &CudaTensor| t.element() == Element::F16 && t.len() == out.len();
+        let element = moments.element().float();
+        let fits = moments.len() == 2 * out.len() && half(out) && noise.is_none_or(half);
+        let Some(element) = element.filter(|_| fits) else {
+            return Err(Error::engine(
+                "vae_encoder",
+                format!("gave {moments:?}, expected twice the channels of {out:?}"),
+            ));
+        };
+        let frames = out.shape().first().copied().unwrap_or(1).max(1);
+        let len = length(out)? / frames as u32;
+        let at = |tensor: &CudaTensor, elements: u64| {
+            tensor.pointer() + elements * u64::from(len) * tensor.element().size() as u64
+        };
+        let row = |f: u64| PosteriorRow {
+            moments: at(moments, 2 * f),
+            noise: noise.map_or(0, |noise| at(noise, f)),
+            out: at(out, f),
+            scale,
+            shift,
+            len,
+            unused: 0,
+        };
+        let rows: Vec<_> = (0..frames as u64).map(row).collect();
+        let list = self.list();
+        let mut list = list.lock();
+        list.launch(Kernel::posterior(element), &rows, len);
+        let tensors = [Some(moments), noise, Some(out)];
+        tensors
+            .into_iter()
+            .flatten()
+            .for_each(|tensor| list.keep(tensor));
+        Ok(())
+    }
+
+    /// Notes down an engine's work, which reads and writes tensors of its own.
+    pub fn run(&self, work: Arc<dyn Work>) -> Result<()> {
+        self.list().lock().work(work);
+        Ok(())
+    }
+
+    /// Does what the calling thread noted down, and waits for it.
+    pub fn finish(&self) -> Result<()> {
+        let list = self.list();
+        let mut list = list.lock();
+        self.0.gpu.enter()?;
+        let submitted = {
+            let _submission = self.0.submission.lock();
+            list.submit(&self.0.gpu, &self.0.kernels)
+        };
+        let finished = self.0.gpu.wait();
+        list.done();
+        submitted.and(finished)
+    }
+
+    /// Forgets what it keeps for the calling thread, which has no further use for it.
+    pub fn release_thread(&self) {
+        self.0.lists.lock().remove(&thread::current().id());
+    }
+
+    fn list(&self) -> Arc<Mutex<List>> {
+        let mut lists = self.0.lists.lock();
+        lists.entry(thread::current().id()).or_default().clone()
+    }
+
+    /// Notes down combinations of tensors, and keeps these.
+    fn combine(&self, rows: &[CombineRow], kept: &[CudaTensor]) {
+        let longest = rows.iter().map(|row| row.len).max().unwrap_or(0);
+        let list = self.list();
+        let mut list = list.lock();
+        list.launch(Kernel::Combine, rows, longest);
+        kept.iter().for_each(|tensor| list.keep(tensor));
+    }
+}
+
+/// The number of a tensor's elements, for a kernel.
+fn length(tensor: &CudaTensor) -> Result<u32> {
+    // Bytes must fit too.
+    match u32::try_from(tensor.bytes()) {
+        Ok(bytes) if bytes < 1 << 31 => Ok(tensor.len() as u32),
+        _ => Err(Error::engine(
+            "CUDA",
+            format!("{tensor:?} is too large, expected less than 2 GB"),
+        )),
+    }
+}
+
+impl Device for Cuda {
+    type Tensor = CudaTensor;
+
+    fn upload(&self, shape: &[usize], data: &[f32]) -> Result<CudaTensor> {
+        self.upload_as(shape, data, Element::F16)
+    }
+
+    fn stack(&self, mut parts: Vec<CudaTensor>) -> Result<CudaTensor> {
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
+        }
+        let first = parts.first();
+        let mut shape = first.map_or(vec![0], |part| part.shape().to_vec());
+        shape[0] = parts.iter().map(|part| part.shape()[0]).sum();
+        let stacked = self.empty(&shape, first.map_or(Element::F16, CudaTensor::element))?;
+        self.copy(&parts.iter().collect::<Vec<_>>(), &stacked, 1.0, 0.0)?;
+        Ok(stacked)
+    }
+
+    fn unstack(&self, tensor: CudaTensor) -> Vec<CudaTensor> {
+        tensor.rows()
+    }
+
+    fn same_shape(&self, a: &CudaTensor, b: &CudaTensor) -> bool {
+        a.shape() == b.shape()
+    }
+
+    fn cosine(&self, a: &CudaTensor, b: &CudaTensor) -> Result<f32> {
+        let sums = self.empty(&[3], Element::F32)?;
+        let partial = self.empty(&[COSINE_PARTIAL_BYTES / 4], Element::F32)?;
+        let finished = self.upload_as(&[4], &[0.0; 4], Element::I32)?;
+        let row = CosineRow {
+            a: a.pointer(),
+            b: b.pointer(),
+            out: sums.pointer(),
+            partial: partial.pointer(),
+            finished: finished.pointer(),
+            len: length(a)?,
+            unused: 0,
+        };
+        {
+            let list = self.list();
+            let mut list = list.lock();
+            list.launch(Kernel::Cosine, &[row], row.len);
+            for tensor in [a, b, &sums, &partial, &finished] {
+                list.keep(tensor);
+            }
+        }
+        let sums = self.download(&sums)?;
+        let &[ab, aa, bb] = sums.data() else {
+            return Err(Error::engine("CUDA", "gave no cosine"));
+        };
+        if aa == 0.0 && bb == 0.0 {
+            return Ok(1.0);
+        }
+        let norms = (f64::from(aa) * f64::from(bb)).sqrt();
+        Ok((f64::from(ab) / norms.max(1e-12)) as f32)
+    }
+
+    fn add_noise(
+        &self,
+        a: f32,
+        latents: &CudaTensor,
+        b: f32,
+        noise: &CudaTensor,
+    ) -> Result<CudaTensor> {
+        let out = self.empty(latents.shape(), Element::F16)?;
+        let row = CombineRow {
+            a: latents.pointer(),
+            d: noise.pointer(),
+            out: out.pointer(),
+            ka: a,
+            kd: b,
+            len: length(&out)?,
+            period: length(noise)?,
+            ..CombineRow::default()
+        };
+        self.combine(&[row], &[out.clone(), latents.clone(), noise.clone()]);
+        Ok(out)
+    }
+
+    fn step(&self, updates: Vec<Update<'_, CudaTensor>>) -> Result<()> {
+        let mut rows = Vec::with_capacity(updates.len());
+        let mut kept = Vec::new();
+        for update in updates {
+            let Update {
+                k,
+                x,
+                prediction,
+                reference,
+                noise,
+            } = update;
+            if prediction.len() != x.len() || reference.is_some_and(|r| r.len() != x.len()) {
+                return Err(Error::engine(
+                    "unet",
+                    "its output has another shape than its sample",
+                ));
+            }
+            // Others may share the old one's memory.
+            let next = self.empty(x.shape(), Element::F16)?;
+            let null = |tensor: Option<&CudaTensor>| tensor.map_or(0, CudaTensor::pointer);
+            rows.push(CombineRow {
+                a: x.pointer(),
+                b: prediction.pointer(),
+                c: null(reference),
+                d: null(noise),
+                out: next.pointer(),
+                ka: k.sample,
+                kb: k.prediction,
+                kc: k.reference,
+                kd: k.noise,
+                len: length(&next)?,
+                period: noise.map_or(Ok(0), length)?,
+            });
+            kept.extend([prediction, &next].map(CudaTensor::clone));
+            kept.extend([reference, noise].into_iter().flatten().cloned());
+            kept.push(std::mem::replace(x, next));
+        }
+        self.combine(&rows, &kept);
+        Ok(())
+    }
+
+    fn timed<R>(&self, section: usize, work: impl FnOnce() -> R) -> (R, Option<Duration>) {
+        let took = self.list().lock().begin(section);
+        let result = work();
+        self.list().lock().end(section);
+        (result, took)
+    }
+}

@@ -1,0 +1,105 @@
+//! A GPU's primary context, its compute stream and its memory.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::pool::Pool;
+use crate::error::{Error, Result};
+
+/// The oldest driver that has all that is called here: CUDA 12.0's.
+const OLDEST_DRIVER: i32 = 12_000;
+
+/// A GPU that is ready for use. One stream orders all that is done on it.
+pub(super) struct Gpu {
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) pool: Pool,
+    pub(super) name: String,
+}
+
+impl Gpu {
+    /// The GPU with this number, counted from 0.
+    pub(super) fn new(ordinal: usize) -> Result<Self> {
+        let count = count()?;
+        if ordinal >= count {
+            return Err(Error::setting(
+                "device-id",
+                format!("there is no GPU {ordinal}; {}", have(count)),
+            ));
+        }
+        let failed = |what: &'static str| move |e| failed(what, e);
+        // The primary context: engines work in it too, and so nothing has to be copied between contexts.
+        let context = CudaContext::new(ordinal).map_err(failed("open the GPU"))?;
+        // Not in step with the default stream, on which other threads (ONNX Runtime's) may work while a graph is captured.
+        let stream = context.new_stream().map_err(failed("make a stream"))?;
+        let name = context.name().map_err(failed("read the GPU's name"))?;
+        Ok(Self {
+            pool: Pool::new(context.clone()),
+            context,
+            stream,
+            name,
+        })
+    }
+
+    /// Makes its context that of the calling thread.
+    pub(super) fn enter(&self) -> Result<()> {
+        (self.context.bind_to_thread()).map_err(|e| failed("enter the GPU's context", e))
+    }
+
+    /// Waits until all that was put on the stream is done.
+    pub(super) fn wait(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream.cu_stream()) }
+            .map_err(|e| failed("finish its work", e))
+    }
+}
+
+/// How many GPUs there are; an error that says what is missing where there is no driver.
+pub(super) fn count() -> Result<usize> {
+    // SAFETY: looks for a shared library; its constructors are the driver's.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::Library(
+            "CUDA's driver library (libcuda.so.1) was not found; it comes with NVIDIA's driver"
+                .into(),
+        ));
+    }
+    result::init().map_err(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => {
+            Error::Library("NVIDIA's driver is there, but it finds no GPU".into())
+        }
+        _ => failed("start", e),
+    })?;
+    let mut version = 0;
+    // SAFETY: writes one number.
+    (unsafe { sys::cuDriverGetVersion(&mut version) }.result())
+        .map_err(|e| failed("tell its version", e))?;
+    if version < OLDEST_DRIVER {
+        return Err(Error::Library(format!(
+            "NVIDIA's driver is for CUDA {}.{}; expected one for CUDA {}.{} or newer",
+            version / 1000,
+            version % 1000 / 10,
+            OLDEST_DRIVER / 1000,
+            OLDEST_DRIVER % 1000 / 10
+        )));
+    }
+    let count = result::device::get_count().map_err(|e| failed("count the GPUs", e))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+fn have(count: usize) -> String {
+    match count {
+        0 => "none was found".into(),
+        1 => "there is one, number 0".into(),
+        _ => format!("there are {count}, numbers 0 to {}", count - 1),
+    }
+}
+
+/// The error of a driver call that was to `what`.
+pub(super) fn failed(what: &str, error: DriverError) -> Error {
+    let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| {
+        text.map_or_else(|_| String::new(), |t| t.to_string_lossy().into_owned())
+    };
+    let (name, said) = (text(error.error_name()), text(error.error_string()));
+    Error::engine("CUDA", format!("could not {what}: {said} ({name})"))
+}

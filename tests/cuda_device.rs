@@ -1,0 +1,345 @@
+//! The CUDA device does what the host device does, in f16. Needs a GPU: `cargo test --test cuda_device -- --ignored`.
+
+#![cfg(feature = "cuda")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use gststreamdiffusion::device::cuda::{Cuda, CudaTensor, Element, Work};
+use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor, Update};
+use gststreamdiffusion::error::Result;
+use half::f16;
+
+/// Half a unit in the last place of f16, and what sums of four rounded terms may add to it.
+const TOLERANCE: f32 = 2e-3;
+
+/// Values that f16 holds exactly, so that both devices start from the same ones.
+fn values(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| f16::from_f32(next()).to_f32()).collect()
+}
+
+#[track_caller]
+fn close(found: &HostTensor, expected: &HostTensor) {
+    assert_eq!(found.shape(), expected.shape());
+    for (i, (f, e)) in found.data().iter().zip(expected.data()).enumerate() {
+        let allowed = TOLERANCE * e.abs().max(1.0);
+        assert!((f - e).abs() <= allowed, "element {i}: {f}, not {e}");
+    }
+}
+
+/// The first GPU.
+fn gpu() -> Cuda {
+    Cuda::new(0).expect("a GPU")
+}
+
+const SHAPES: [[usize; 4]; 3] = [[1, 4, 64, 64], [2, 4, 9, 7], [3, 1, 1, 1]];
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn tensors_go_up_and_come_down() {
+    let gpu = gpu();
+    for element in [Element::F16, Element::F32, Element::I64, Element::I32] {
+        let mut data = values(1000, 1);
+        if matches!(element, Element::I64 | Element::I32) {
+            data.iter_mut().for_each(|x| *x = (*x * 1000.0).trunc());
+        }
+        let tensor = gpu.upload_as(&[10, 100], &data, element).unwrap();
+        let back = gpu.download(&tensor).unwrap();
+        assert_eq!((back.shape(), back.data()), (&[10, 100][..], &data[..]));
+    }
+    assert!(gpu.upload_as(&[3], &[1.0], Element::F32).is_err());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn rows_are_stacked_and_taken_apart() {
+    let gpu = gpu();
+    let parts: Vec<Vec<f32>> = (0..3).map(|i| values(2 * 5 * 7, i)).collect();
+    let tensors = |i: &Vec<f32>| gpu.upload(&[2, 5, 7], i).unwrap();
+    let stacked = gpu.stack(parts.iter().map(tensors).collect()).unwrap();
+    assert_eq!(gpu.download(&stacked).unwrap().data(), parts.concat());
+    let rows = gpu.unstack(stacked);
+    assert_eq!(rows.len(), 6);
+    let last = gpu.download(&rows[5]).unwrap();
+    assert_eq!(last.shape(), [1, 5, 7]);
+    assert_eq!(last.data(), &parts[2][35..]);
+    // Odd rows begin where no vector can be read.
+    let again = gpu.stack(vec![rows[5].clone(), rows[0].clone()]).unwrap();
+    let expected = [&parts[2][35..], &parts[0][..35]].concat();
+    assert_eq!(gpu.download(&again).unwrap().data(), expected);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn types_are_converted_on_the_way() {
+    let gpu = gpu();
+    let data = values(1003, 3);
+    let single = gpu.upload_as(&[1003], &data, Element::F32).unwrap();
+    let half = gpu.empty(&[1003], Element::F16).unwrap();
+    let back = gpu.empty(&[1003], Element::F32).unwrap();
+    gpu.copy(&[&single], &half, 2.0, 0.5).unwrap();
+    gpu.copy(&[&half], &back, 0.5, -0.25).unwrap();
+    close(
+        &gpu.download(&back).unwrap(),
+        &HostTensor::new(&[1003], data),
+    );
+    let whole = gpu.upload_as(&[4], &[1.0; 4], Element::I64).unwrap();
+    assert!(gpu.copy(&[&whole], &back, 1.0, 0.0).is_err());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn noise_is_added_as_on_the_host() {
+    let gpu = gpu();
+    for shape in SHAPES {
+        let count = shape.iter().product::<usize>();
+        let one = [1, shape[1], shape[2], shape[3]];
+        let latents = values(count, 5);
+        for noise_shape in [shape, one] {
+            let noise = values(noise_shape.iter().product(), 6);
+            let on_host = Host.add_noise(
+                0.7,
+                &Host.upload(&shape, &latents).unwrap(),
+                0.7,
+                &Host.upload(&noise_shape, &noise).unwrap(),
+            );
+            let on_gpu = gpu.add_noise(
+                0.7,
+                &gpu.upload(&shape, &latents).unwrap(),
+                0.7,
+                &gpu.upload(&noise_shape, &noise).unwrap(),
+            );
+            close(&gpu.download(&on_gpu.unwrap()).unwrap(), &on_host.unwrap());
+        }
+    }
+}
+
+/// Three slots of one shape through `steps` fused steps on `device`.
+fn stepped<D: Device>(device: &D, shape: [usize; 4], steps: usize) -> Result<Vec<D::Tensor>> {
+    let count = shape.iter().product::<usize>();
+    let tensor = |seed| device.upload(&shape, &values(count, seed));
+    let map = [1, shape[1], shape[2], shape[3]];
+    let noise = device.upload(&map, &values(map.iter().product(), 40))?;
+    let mut slots = (0..3).map(|i| tensor(10 + i)).collect::<Result<Vec<_>>>()?;
+    for step in 0..steps {
+        let given = |i: u32| tensor(100 * step as u32 + i);
+        let predictions = (0..3).map(given).collect::<Result<Vec<_>>>()?;
+        let reference = given(7)?;
+        let mut updates = Vec::new();
+        for (i, (x, prediction)) in slots.iter_mut().zip(&predictions).enumerate() {
+            let k = Coefficients {
+                sample: 0.9 - 0.1 * step as f32,
+                prediction: -0.3 * i as f32,
+                reference: 0.2,
+                noise: 0.4,
+            };
+            updates.push(Update {
+                k,
+                x,
+                prediction,
+                reference: (i != 1).then_some(&reference),
+                noise: (i != 2).then_some(&noise),
+            });
+        }
+        device.step(updates)?;
+    }
+    Ok(slots)
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn the_fused_step_is_that_of_the_host() {
+    let gpu = gpu();
+    for shape in SHAPES {
+        let expected = stepped(&Host, shape, 4).unwrap();
+        let found = stepped(&gpu, shape, 4).unwrap();
+        for (found, expected) in found.iter().zip(&expected) {
+            close(&gpu.download(found).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn similarity_is_that_of_the_host() {
+    let gpu = gpu();
+    for count in [1, 7, 3 * 256 * 256, 3 * 1920 * 1080] {
+        let a = values(count, 20);
+        // Nearly the same, as frames of a still scene are.
+        let b: Vec<f32> = (a.iter().zip(values(count, 21)))
+            .map(|(a, e)| f16::from_f32(a + 0.05 * e).to_f32())
+            .collect();
+        let shape = [1, 1, 1, count];
+        let (on_a, on_b) = (
+            gpu.upload(&shape, &a).unwrap(),
+            gpu.upload(&shape, &b).unwrap(),
+        );
+        let expected = Host
+            .cosine(
+                &Host.upload(&shape, &a).unwrap(),
+                &Host.upload(&shape, &b).unwrap(),
+            )
+            .unwrap();
+        for _ in 0..3 {
+            let found = gpu.cosine(&on_a, &on_b).unwrap();
+            assert!(
+                (found - expected).abs() < 1e-5,
+                "{count}: {found}, not {expected}"
+            );
+        }
+        let zero = gpu.upload(&shape, &vec![0.0; count]).unwrap();
+        assert_eq!(gpu.cosine(&zero, &zero).unwrap(), 1.0);
+        assert_eq!(gpu.cosine(&on_a, &zero).unwrap(), 0.0);
+    }
+}
+
+/// An engine that copies its input to its output: at fixed addresses, as engines are.
+struct Echo {
+    gpu: Cuda,
+    from: CudaTensor,
+    to: CudaTensor,
+    runs: AtomicUsize,
+}
+
+impl Work for Echo {
+    fn enqueue(&self) -> Result<()> {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        let stream = self.gpu.stream().cast();
+        // SAFETY: both tensors live as long as this, and have one size.
+        unsafe {
+            let (to, from) = (self.to.pointer(), self.from.pointer());
+            cudarc::driver::result::memcpy_dtod_async(to, from, self.from.bytes(), stream)
+        }
+        .map_err(|e| gststreamdiffusion::error::Error::engine("echo", e.to_string()))
+    }
+
+    fn capturable(&self) -> bool {
+        self.runs.load(Ordering::Relaxed) >= 2
+    }
+}
+
+/// Where the noise of [`frame`] comes from.
+const NOISE: u32 = 77;
+
+/// A frame: in, through the engine, a step, out.
+fn frame(gpu: &Cuda, engine: &Arc<Echo>, noise: &CudaTensor, seed: u32) -> (Vec<f32>, Vec<f32>) {
+    let shape = [1, 4, 32, 32];
+    let data = values(4096, seed);
+    let factor = 0.1 * (seed % 7) as f32;
+    let picture = gpu.upload(&shape, &data).unwrap();
+    let (mut x, took) = gpu.timed(0, || gpu.add_noise(factor, &picture, 0.5, noise).unwrap());
+    assert!(took.is_none_or(|t| t.as_secs_f64() < 1.0));
+    gpu.copy(&[&x], &engine.from, 1.0, 0.0).unwrap();
+    gpu.run(engine.clone()).unwrap();
+    let prediction = gpu.empty(&shape, Element::F16).unwrap();
+    gpu.copy(&[&engine.to], &prediction, 1.0, 0.0).unwrap();
+    let k = Coefficients {
+        sample: 0.5,
+        prediction: factor,
+        ..Coefficients::default()
+    };
+    gpu.step(vec![Update {
+        k,
+        x: &mut x,
+        prediction: &prediction,
+        reference: None,
+        noise: None,
+    }])
+    .unwrap();
+    let expected = data.iter().zip(values(4096, NOISE)).map(|(d, e)| {
+        let x = factor * d + 0.5 * e;
+        0.5 * x + factor * x
+    });
+    let expected = expected.collect();
+    (gpu.download(&x).unwrap().into_data(), expected)
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn frames_become_one_graph_and_stay_right() {
+    let gpu = gpu();
+    let engine = Arc::new(Echo {
+        from: gpu.empty(&[1, 4, 32, 32], Element::F16).unwrap(),
+        to: gpu.empty(&[1, 4, 32, 32], Element::F16).unwrap(),
+        gpu: gpu.clone(),
+        runs: AtomicUsize::new(0),
+    });
+    let noise = gpu.upload(&[1, 4, 32, 32], &values(4096, NOISE)).unwrap();
+    let mut after_warming_up = 0;
+    for seed in 0..100 {
+        let (found, expected) = frame(&gpu, &engine, &noise, seed);
+        close(
+            &HostTensor::new(&[4096], found),
+            &HostTensor::new(&[4096], expected),
+        );
+        if seed == 10 {
+            after_warming_up = gpu.allocated();
+        }
+    }
+    let launches = gpu.launches();
+    assert!(launches.graphs >= 90, "{launches:?}, {:?}", gpu.refusal());
+    // Replayed, an engine's code on the CPU does not run.
+    assert!(engine.runs.load(Ordering::Relaxed) < 10);
+    assert_eq!(gpu.allocated(), after_warming_up, "memory grows");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn threads_do_not_mix_their_frames() {
+    let gpu = gpu();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let gpu = gpu.clone();
+            scope.spawn(move || {
+                let engine = Arc::new(Echo {
+                    from: gpu.empty(&[1, 4, 32, 32], Element::F16).unwrap(),
+                    to: gpu.empty(&[1, 4, 32, 32], Element::F16).unwrap(),
+                    gpu: gpu.clone(),
+                    runs: AtomicUsize::new(0),
+                });
+                let noise = gpu.upload(&[1, 4, 32, 32], &values(4096, NOISE)).unwrap();
+                for seed in 0..50 {
+                    let (found, expected) = frame(&gpu, &engine, &noise, 1000 * thread + seed);
+                    close(
+                        &HostTensor::new(&[4096], found),
+                        &HostTensor::new(&[4096], expected),
+                    );
+                }
+                gpu.release_thread();
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn what_cannot_be_had_is_told() {
+    let count = Cuda::count().unwrap();
+    let error = Cuda::new(count).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("device-id"), "{error}");
+    let gpu = gpu();
+    let error = gpu.empty(&[1 << 42], Element::F32).unwrap_err().to_string();
+    assert!(error.contains("are free"), "{error}");
+    // It goes on after that.
+    assert_eq!(
+        gpu.download(&gpu.upload(&[2], &[1.0, 2.0]).unwrap())
+            .unwrap()
+            .data(),
+        [1.0, 2.0]
+    );
+}
+
+/// Runs everywhere: with a GPU or without one, there is none with such a number.
+#[test]
+fn a_gpu_that_is_not_there_is_an_error() {
+    let error = Cuda::new(1000).map(|_| ()).unwrap_err().to_string();
+    match Cuda::count() {
+        Ok(count) => assert!(error.contains("there is no GPU 1000"), "{count}: {error}"),
+        Err(missing) => assert_eq!(error, missing.to_string()),
+    }
+}
