@@ -17,6 +17,9 @@ const KERNELS: &[&str] = &[
     "posterior.cu",
     "cosine.cu",
     "slerp.cu",
+    "resample.cuh",
+    "frame_to_tensor.cu",
+    "tensor_to_frame.cu",
 ];
 
 /// What the PTX is made for: the oldest GPUs that CUDA 13 knows. Drivers turn it into code for newer ones.

@@ -42,6 +42,8 @@ static __device__ __forceinline__ h16 to_half(float value) {
     return bits;
 }
 
+#define DYNAMIC_SHARED(name) extern __shared__ float name[]
+
 #endif
 
 static __device__ __forceinline__ bool aligned(const void *pointer) {

@@ -4,6 +4,7 @@
 //! new numbers in the same memory. Nothing here allocates or waits after [`Kernels::load`].
 
 mod cache;
+pub mod frames;
 mod image;
 mod nvrtc;
 pub mod rows;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use crate::error::{Error, Result};
+pub use frames::{FrameToTensor, TensorToFrame};
 pub use image::{SOURCE, compile};
 pub use rows::{
     COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, PosteriorRow, Row, SlerpRow,
@@ -47,11 +49,13 @@ pub enum Kernel {
     PosteriorF32,
     Cosine,
     Slerp,
+    FrameToTensor,
+    TensorToFrame,
 }
 
 impl Kernel {
     /// All of them, in the order of the variants.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Combine,
         Self::CopyF16F16,
         Self::CopyF16F32,
@@ -62,6 +66,8 @@ impl Kernel {
         Self::PosteriorF32,
         Self::Cosine,
         Self::Slerp,
+        Self::FrameToTensor,
+        Self::TensorToFrame,
     ];
 
     /// The one that copies values of `from` to values of `to`.
@@ -95,6 +101,8 @@ impl Kernel {
             Self::PosteriorF32 => "posterior_f32",
             Self::Cosine => "cosine",
             Self::Slerp => "slerp",
+            Self::FrameToTensor => "frame_to_tensor",
+            Self::TensorToFrame => "tensor_to_frame",
         }
     }
 
@@ -272,6 +280,45 @@ impl Kernels {
         unsafe { self.launch(Kernel::Slerp, stream, rows, count, longest) }
     }
 
+    /// Turns the frame at `frame` into the tensor at `tensor`.
+    ///
+    /// # Errors
+    /// When the driver refuses, or a 10-bit frame is at an odd address.
+    ///
+    /// # Safety
+    /// The context of these kernels is current, `stream` is one of its streams, and when the kernel gets to run there is
+    /// memory for what `plan` was made for.
+    pub unsafe fn frame_to_tensor(
+        &self,
+        stream: sys::CUstream,
+        plan: &FrameToTensor,
+        frame: sys::CUdeviceptr,
+        tensor: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let arguments = plan.arguments(frame, tensor)?;
+        // SAFETY: the kernel takes these arguments; the rest is the caller's word.
+        unsafe { self.start(Kernel::FrameToTensor, stream, plan.geometry(), &arguments) }
+    }
+
+    /// Turns the tensor at `tensor` into the frame at `frame`.
+    ///
+    /// # Errors
+    /// When the driver refuses, or a 10-bit frame is at an odd address.
+    ///
+    /// # Safety
+    /// As for [`frame_to_tensor`](Self::frame_to_tensor).
+    pub unsafe fn tensor_to_frame(
+        &self,
+        stream: sys::CUstream,
+        plan: &TensorToFrame,
+        tensor: sys::CUdeviceptr,
+        frame: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let arguments = plan.arguments(tensor, frame)?;
+        // SAFETY: the kernel takes these arguments; the rest is the caller's word.
+        unsafe { self.start(Kernel::TensorToFrame, stream, plan.geometry(), &arguments) }
+    }
+
     /// Launches any kernel that takes rows. May be called while `stream` is captured. Nothing is launched for no rows
     /// or rows without elements.
     ///
@@ -290,6 +337,9 @@ impl Kernels {
         count: u32,
         longest: u32,
     ) -> Result<()> {
+        if matches!(kernel, Kernel::FrameToTensor | Kernel::TensorToFrame) {
+            return Err(Error::engine(kernel.name(), "it takes a frame, not rows"));
+        }
         if count > MAX_ROWS {
             return Err(Error::engine(
                 kernel.name(),

@@ -231,6 +231,27 @@ impl Drop for Source<'_> {
     }
 }
 
+/// NVRTC opens a second library by its name alone, so where both are outside the loader's path (as in Python packages)
+/// it does not find what lies beside it. A library that is open already is found.
+fn open_builtins(path: &Path, (major, minor): (u32, u32), address: *const ()) {
+    let itself = if path.is_absolute() {
+        Some(path.to_owned())
+    } else {
+        location::object_of(address)
+    };
+    let folder = itself.as_deref().and_then(Path::parent);
+    if let Some(folder) = folder.filter(|_| !cfg!(windows)) {
+        let beside = folder.join(format!("libnvrtc-builtins.so.{major}.{minor}"));
+        if beside.exists() {
+            // SAFETY: runs the library's initialisers; it belongs to the one that is open already.
+            // Where this fails, NVRTC says so when it compiles.
+            if let Ok(library) = unsafe { Library::new(&beside) } {
+                std::mem::forget(library);
+            }
+        }
+    }
+}
+
 /// A compute capability as it is written.
 pub fn dotted(capability: u32) -> String {
     format!("{}.{}", capability / 10, capability % 10)
@@ -309,15 +330,15 @@ fn open(path: &Path, driver: u32) -> std::result::Result<Nvrtc, String> {
         None => format!("{} cannot be opened: {e}", path.display()),
     })?;
     // SAFETY: the type is the one of NVRTC's C interface.
-    let version = unsafe {
+    let tell = unsafe {
         library.get::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status>(c"nvrtcVersion")
     };
-    let version = version
+    let tell = tell
         .map(|f| *f)
         .map_err(|_| format!("{} is not NVRTC: it has no nvrtcVersion", path.display()))?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes two ints.
-    if unsafe { version(&mut major, &mut minor) } != 0 {
+    if unsafe { tell(&mut major, &mut minor) } != 0 {
         return Err(format!("{} does not tell its version", path.display()));
     }
     let number = |n: c_int| u32::try_from(n).unwrap_or(0);
@@ -328,6 +349,7 @@ fn open(path: &Path, driver: u32) -> std::result::Result<Nvrtc, String> {
             path.display()
         ));
     }
+    open_builtins(path, version, tell as *const ());
     Ok(Nvrtc {
         // Never closed: it has handlers that run when the process exits.
         library: Box::leak(Box::new(library)),

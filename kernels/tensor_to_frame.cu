@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//
+// A tensor [1, 3, height, width] of red, green and blue, nominally in [-1, 1], f16, as a video frame of any format and size.
+//
+// The tensor is resized (see resample.cuh) and clamped to [-1, 1]; what is no number becomes -1. Codes follow by an affine
+// map, which holds matrix and range (ITU-T H.273), and are rounded to the nearest. Colour differences that are for
+// several pixels are those of the mean of the pixels, of those that the frame has. Alpha, and the byte that stands in its
+// place, is 255. Bytes between rows are not touched; of a unit of two pixels that a frame of odd width has half of, the
+// other half repeats it.
+//
+// blockIdx.y is a row of the frame, or a pair of rows where colour differences are for pairs; blockIdx.x a piece of it, of
+// `tile` pixels. `room` is what each of three channels of each row gets of the shared memory, in floats.
+//
+// Moves the tensor (6 bytes a pixel; rows that several rows of the frame need come from the cache again), and the frame
+// once.
+
+struct TensorToFrame {
+    const h16 *tensor;
+    u8 *planes[3];
+    u32 strides[3];
+    // Three components: plane, first byte in a row, bytes from sample to sample.
+    u32 plane[3];
+    u32 offset[3];
+    u32 step[3];
+    u32 components;
+    // log₂ of the pixels across and down for which the second and third component have one sample.
+    u32 sub_x;
+    u32 sub_y;
+    Axis across;
+    Axis down;
+    // The frame's.
+    u32 width;
+    u32 height;
+    u32 tile;
+    u32 room;
+    u32 ten_bits;
+    // The byte of a pixel of four that is alpha; 4 stands for none.
+    u32 alpha;
+    float map[3][4];
+};
+
+static __device__ __forceinline__ u32 code(const float *map, const float *rgb, float top) {
+    const float value = map[0] * rgb[0] + map[1] * rgb[1] + map[2] * rgb[2] + map[3];
+    return (u32)(fminf(fmaxf(value, 0), top) + 0.5f);
+}
+
+static __device__ __forceinline__ void put(const TensorToFrame &p, u32 c, u32 sample, u32 row, u32 value) {
+    u8 *at = p.planes[p.plane[c]] + (u64)row * p.strides[p.plane[c]] + p.offset[c] + sample * p.step[c];
+    if (p.ten_bits)
+        *(u16 *)at = (u16)(value << 6);
+    else
+        *at = (u8)value;
+}
+
+KERNEL tensor_to_frame(const TensorToFrame p) {
+    DYNAMIC_SHARED(sums);
+    const u32 x0 = blockIdx.x * p.tile, y0 = blockIdx.y << p.sub_y;
+    const u32 x1 = x0 + p.tile < p.width ? x0 + p.tile : p.width;
+    const u32 rows = y0 + (1u << p.sub_y) < p.height ? 1u << p.sub_y : p.height - y0;
+    const Span needed = span(p.across, x0, x1);
+    const u64 stride = 2 * (u64)p.across.size;
+    const u64 area = stride * p.down.size;
+    int zero[3];
+    for (u32 row = 0; row < rows; row++) {
+        const Taps vertical = taps(p.down, y0 + row);
+#pragma unroll
+        for (u32 c = 0; c < 3; c++) {
+            const u8 *base = (const u8 *)p.tensor + c * area;
+            const u32 begin = begin_at(base, stride, 2 * needed.first);
+            // The same in every row, and maybe not in every channel.
+            zero[c] = -(int)(begin / 2);
+            add_rows<Half>(base, stride, begin, 2 * needed.last + 2, p.down, vertical, sums + (row * 3 + c) * p.room);
+        }
+    }
+    __syncthreads();
+
+    const float top = p.ten_bits ? 1023 : 255;
+    // Two pixels of each row.
+    for (u32 x = x0 + 2 * threadIdx.x; x < x1; x += 2 * blockDim.x) {
+        float mean[2][3] = {{0, 0, 0}, {0, 0, 0}};
+        for (u32 row = 0; row < rows; row++) {
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                if (x + i >= x1)
+                    break;
+                float rgb[3] = {0, 0, 0};
+                const Taps horizontal = taps(p.across, x + i);
+                for (int k = 0; k < horizontal.count; k++) {
+                    const int sample = (int)inside(p.across, horizontal.first + k);
+                    const float share = weight(p.across, horizontal, k);
+#pragma unroll
+                    for (u32 c = 0; c < 3; c++)
+                        rgb[c] += share * sums[(int)((row * 3 + c) * p.room) + zero[c] + sample];
+                }
+#pragma unroll
+                for (u32 c = 0; c < 3; c++) {
+                    rgb[c] = fminf(fmaxf(rgb[c], -1), 1);
+                    mean[i][c] += rgb[c];
+                }
+                const u32 first = code(p.map[0], rgb, top);
+                if (p.alpha < 4) {
+                    // A pixel of four bytes: one word where it is aligned, as it is but for odd strides.
+                    u8 *at = p.planes[0] + (u64)(y0 + row) * p.strides[0] + 4 * (x + i);
+                    const u32 word = first << 8 * p.offset[0] | code(p.map[1], rgb, top) << 8 * p.offset[1] |
+                                     code(p.map[2], rgb, top) << 8 * p.offset[2] | 255u << 8 * p.alpha;
+                    if (((u64)at & 3) == 0) {
+                        *(u32 *)at = word;
+                    } else {
+#pragma unroll
+                        for (u32 byte = 0; byte < 4; byte++)
+                            at[byte] = (u8)(word >> 8 * byte);
+                    }
+                    continue;
+                }
+                put(p, 0, x + i, y0 + row, first);
+                if (p.components == 3 && p.sub_x == 0 && p.sub_y == 0) {
+                    put(p, 1, x + i, y0 + row, code(p.map[1], rgb, top));
+                    put(p, 2, x + i, y0 + row, code(p.map[2], rgb, top));
+                }
+                // Half a unit of two pixels.
+                if (p.step[0] == 2 && !p.ten_bits && x + i + 1 == p.width && i == 0)
+                    put(p, 0, x + 1, y0 + row, first);
+            }
+        }
+        if (p.components == 3 && p.sub_x > 0) {
+            const float share = 1.0f / (float)(rows * (x + 1 < x1 ? 2 : 1));
+            float rgb[3];
+#pragma unroll
+            for (u32 c = 0; c < 3; c++)
+                rgb[c] = share * (mean[0][c] + mean[1][c]);
+            put(p, 1, x / 2, y0 >> p.sub_y, code(p.map[1], rgb, top));
+            put(p, 2, x / 2, y0 >> p.sub_y, code(p.map[2], rgb, top));
+        }
+    }
+}
