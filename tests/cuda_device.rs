@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gststreamdiffusion::device::cuda::{Cuda, CudaTensor, Element, Work};
+use gststreamdiffusion::device::video::{Colour, PixelFormat, VideoLayout};
 use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor, Update};
 use gststreamdiffusion::error::Result;
 use half::f16;
@@ -314,6 +315,29 @@ fn threads_do_not_mix_their_frames() {
             });
         }
     });
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn video_frames_come_in_and_go_out() {
+    let gpu = gpu();
+    let (width, height) = (70, 38);
+    let layout = VideoLayout::dense(PixelFormat::Rgb, width, height).unwrap();
+    let bytes: Vec<u8> = (0..layout.size()).map(|i| (i * 7 % 251) as u8).collect();
+    let picture = (gpu.import_host(&bytes, &layout, Colour::FULL_RGB, (width, height))).unwrap();
+    let values = gpu.download(&picture).unwrap();
+    assert_eq!(values.shape(), [1, 3, height, width]);
+    let expected = f32::from(bytes[3]) / 255.0 * 2.0 - 1.0;
+    assert!((values.data()[1] - expected).abs() < 1e-3);
+    let mut back = vec![0; layout.size()];
+    gpu.export_host(&picture, &mut back, &layout, Colour::FULL_RGB)
+        .unwrap();
+    for y in 0..height {
+        let row = y * layout.strides()[0]..y * layout.strides()[0] + 3 * width;
+        assert_eq!(back[row.clone()], bytes[row]);
+    }
+    let short = gpu.import_host(&bytes[1..], &layout, Colour::FULL_RGB, (width, height));
+    assert!(short.unwrap_err().to_string().contains("expected"));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! list of its own, so elements that share a model do not get in each other's way.
 
 mod context;
+mod frames;
 pub mod kernels;
 mod list;
 mod pinned;
@@ -42,6 +43,7 @@ struct Inner {
     lists: Mutex<HashMap<ThreadId, Arc<Mutex<List>>>>,
     /// Held while something is put on the stream that must not be mixed with what another thread puts there.
     submission: Mutex<()>,
+    frames: frames::Frames,
     gpu: Gpu,
 }
 
@@ -61,6 +63,7 @@ impl Cuda {
             kernels: Kernels::load(&gpu.context)?,
             lists: Mutex::default(),
             submission: Mutex::default(),
+            frames: frames::Frames::default(),
             gpu,
         })))
     }
