@@ -16,7 +16,12 @@ pub(super) struct Gpu {
     pub(super) stream: Arc<CudaStream>,
     pub(super) pool: Pool,
     pub(super) name: String,
+    /// Whether frames are made graphs.
+    pub(super) graphs: bool,
 }
+
+/// Set to 0, frames are not made graphs: to measure what that saves, or to look at them in a profiler.
+const GRAPHS: &str = "STREAMDIFFUSION_CUDA_GRAPHS";
 
 impl Gpu {
     /// The GPU with this number, counted from 0.
@@ -39,6 +44,7 @@ impl Gpu {
             context,
             stream,
             name,
+            graphs: std::env::var_os(GRAPHS).is_none_or(|value| value != "0"),
         })
     }
 

@@ -271,7 +271,10 @@ impl List {
             Command::Work(work) => work.capturable(),
             _ => true,
         };
-        if matches!(known.graph, Graph::Not) && known.times > TRIALS && commands.iter().all(settled)
+        if gpu.graphs
+            && matches!(known.graph, Graph::Not)
+            && known.times > TRIALS
+            && commands.iter().all(settled)
         {
             known.graph = match capture(gpu, kernels, &self.marks, commands, base) {
                 Ok(graph) => Graph::Made(graph),
