@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::settings::Prompts;
+use crate::device::HostTensor;
 use crate::engine::{Model, Text};
 use crate::error::{Error, Result};
 use crate::stream::{Conditioning, Contexts, Needs};
@@ -227,11 +228,11 @@ type Key = (Option<String>, usize);
 /// The texts used last, encoded, the newest at the back.
 struct Cache<'a, M: Model> {
     model: &'a M,
-    entries: VecDeque<(Key, Arc<Text<M::Tensor>>)>,
+    entries: VecDeque<(Key, Arc<Text<HostTensor>>)>,
 }
 
 impl<M: Model> Cache<'_, M> {
-    fn encode(&mut self, text: Option<&str>, chunks: usize) -> Result<Arc<Text<M::Tensor>>> {
+    fn encode(&mut self, text: Option<&str>, chunks: usize) -> Result<Arc<Text<HostTensor>>> {
         let key = (text.map(str::to_owned), chunks);
         let known = self.entries.iter().position(|(known, _)| *known == key);
         let encoded = match known.and_then(|index| self.entries.remove(index)) {

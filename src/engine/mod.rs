@@ -3,6 +3,7 @@
 pub mod onnxruntime;
 pub mod shared;
 
+use crate::device::HostTensor;
 use crate::error::{Error, Result};
 
 /// An encoded text.
@@ -83,8 +84,9 @@ pub trait Model: Send + Sync + 'static {
 
     /// `text` encoded in `chunks` chunks: filled up with empty ones, cut where it takes more. It may have the
     /// [syntax of prompts](crate::model::prompt). `None` is no text: embeddings of zeros if the model was trained with
-    /// those, else the empty text's.
-    fn encode_text(&self, text: Option<&str>, chunks: usize) -> Result<Text<Self::Tensor>>;
+    /// those, else the empty text's. In main memory on every device: texts are small and rare, and made on another thread than
+    /// frames.
+    fn encode_text(&self, text: Option<&str>, chunks: usize) -> Result<Text<HostTensor>>;
 
     /// What rows with `text` need at each of `timesteps` (in the scheduler's training steps, 0…999), for latents of
     /// `size` (height, width). What does not depend on the timestep is shared with `like`, a context of the same text
@@ -92,7 +94,7 @@ pub trait Model: Send + Sync + 'static {
     fn precompute(
         &self,
         timesteps: &[u32],
-        text: &Text<Self::Tensor>,
+        text: &Text<HostTensor>,
         size: (usize, usize),
         like: Option<&Self::Context>,
     ) -> Result<Vec<Self::Context>>;

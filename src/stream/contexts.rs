@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::device::HostTensor;
 use crate::engine::{Model, Text};
 use crate::error::{Error, Result};
 
@@ -21,7 +22,7 @@ pub struct Needs {
 
 /// The contexts of one text, by timestep.
 pub struct Contexts<M: Model> {
-    text: Arc<Text<M::Tensor>>,
+    text: Arc<Text<HostTensor>>,
     /// Height and width of the latents that `ready` is for.
     size: (usize, usize),
     /// The newest at the back.
@@ -40,7 +41,7 @@ impl<M: Model> Clone for Contexts<M> {
 
 impl<M: Model> Contexts<M> {
     /// None yet, of `text`.
-    pub fn new(text: Arc<Text<M::Tensor>>) -> Self {
+    pub fn new(text: Arc<Text<HostTensor>>) -> Self {
         Self {
             text,
             size: (0, 0),
@@ -49,7 +50,7 @@ impl<M: Model> Contexts<M> {
     }
 
     /// The text.
-    pub fn text(&self) -> &Arc<Text<M::Tensor>> {
+    pub fn text(&self) -> &Arc<Text<HostTensor>> {
         &self.text
     }
 
