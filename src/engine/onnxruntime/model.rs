@@ -1,6 +1,8 @@
 //! The components as one [`Model`].
 
+use super::geometry::Geometry;
 use super::library;
+use super::provider::{Provider, Providers};
 use super::session::{Session, Values};
 use super::text::Texts;
 use super::unet::{Context, Unet, expect};
@@ -15,10 +17,7 @@ pub struct OnnxModel {
     unet: Unet,
     vae_encoder: Transform,
     vae_decoder: Transform,
-    limits: Limits,
-    gives_posterior: bool,
-    scaling_factor: f32,
-    shift_factor: f32,
+    geometry: Geometry,
     backend: String,
 }
 
@@ -34,22 +33,16 @@ impl OnnxModel {
     }
 
     fn load(folder: &ModelFolder, split: bool) -> Result<Self> {
+        let on = Providers {
+            texts: Provider::Cpu,
+            frames: Provider::Cpu,
+        };
         Ok(Self {
-            texts: Texts::open(folder)?,
-            unet: Unet::open(folder, split)?,
+            texts: Texts::open(folder, &on.texts)?,
+            unet: Unet::open(folder, split, &on)?,
             vae_encoder: Transform::open(folder.vae_encoder())?,
             vae_decoder: Transform::open(folder.vae_decoder())?,
-            limits: Limits {
-                latent_channels: folder.latent_channels(),
-                latent_scale: folder.latent_scale(),
-                multiple: folder.multiple(),
-                fixed_size: folder.fixed_size(),
-                chunks: folder.chunks(),
-                samples_posterior: folder.samples_posterior(),
-            },
-            gives_posterior: folder.gives_posterior(),
-            scaling_factor: folder.scaling_factor() as f32,
-            shift_factor: folder.shift_factor() as f32,
+            geometry: Geometry::new(folder),
             backend: format!("onnxruntime {} (CPU)", library::runtime()?.version),
         })
     }
@@ -70,7 +63,7 @@ impl Model for OnnxModel {
     type Context = Context;
 
     fn limits(&self) -> &Limits {
-        &self.limits
+        &self.geometry.limits
     }
 
     fn chunks(&self, text: &str) -> Result<usize> {
@@ -88,45 +81,24 @@ impl Model for OnnxModel {
         size: (usize, usize),
         like: Option<&Context>,
     ) -> Result<Vec<Context>> {
-        self.unet.precompute(timesteps, text, size, like)
+        self.unet
+            .precompute(timesteps, text, size, like, |_, tensor| Ok(tensor))
     }
 
     fn encode(&self, pictures: &HostTensor, noise: Option<&HostTensor>) -> Result<HostTensor> {
-        let (c, s) = (self.limits.latent_channels, self.limits.latent_scale);
-        let [f, 3, height, width] = *pictures.shape() else {
-            return Err(self.vae_encoder.session.error(format!(
-                "was given pictures of shape {:?}, expected [frames, 3, height, width]",
-                pictures.shape()
-            )));
-        };
-        if height % s != 0 || width % s != 0 {
-            return Err(self.vae_encoder.session.error(format!(
-                "was given pictures of {width}x{height}, expected multiples of {s}"
-            )));
-        }
-        let shape = [f, c, height / s, width / s];
-        let mut output = self.vae_encoder.run(
-            pictures,
-            [
-                c * (1 + usize::from(self.gives_posterior)),
-                shape[2],
-                shape[3],
-            ],
-        )?;
-        let noise = match (noise, self.limits.samples_posterior) {
-            (None, false) => None,
-            (Some(noise), true) if noise.shape() == shape => Some(noise),
-            _ => {
-                return Err(self.vae_encoder.session.error(
-                    "expected noise of the latents' shape if and only if its output is sampled",
-                ));
-            }
-        };
-        if self.gives_posterior {
+        let session = &self.vae_encoder.session;
+        let wrong = |what| session.error(what);
+        let shape = self.geometry.encoded(pictures.shape()).map_err(wrong)?;
+        let given = noise.map(HostTensor::shape);
+        self.geometry.check_noise(given, &shape).map_err(wrong)?;
+        let row = self.geometry.parameters(&shape);
+        let mut output = self.vae_encoder.run(pictures, row)?;
+        if self.geometry.gives_posterior {
             output = posterior(&output, noise, &shape);
         }
+        let (shift, scale) = (self.geometry.shift_factor, self.geometry.scaling_factor);
         for x in output.data_mut() {
-            *x = (*x - self.shift_factor) * self.scaling_factor;
+            *x = (*x - shift) * scale;
         }
         Ok(output)
     }
@@ -136,26 +108,16 @@ impl Model for OnnxModel {
     }
 
     fn decode(&self, latents: &HostTensor) -> Result<HostTensor> {
-        let s = self.limits.latent_scale;
-        let [_, c, h, w] = *latents.shape() else {
-            return Err(self.vae_decoder.session.error(format!(
-                "was given latents of shape {:?}, expected [frames, channels, height, width]",
-                latents.shape()
-            )));
-        };
-        if c != self.limits.latent_channels {
-            return Err(self
-                .vae_decoder
-                .session
-                .error(format!("was given latents of {c} channels")));
-        }
-        let picture = [3, h * s, w * s];
-        if self.scaling_factor == 1.0 && self.shift_factor == 0.0 {
+        let session = &self.vae_decoder.session;
+        let picture = self.geometry.decoded(latents.shape());
+        let picture = picture.map_err(|what| session.error(what))?;
+        let (shift, scale) = (self.geometry.shift_factor, self.geometry.scaling_factor);
+        if scale == 1.0 && shift == 0.0 {
             return self.vae_decoder.run(latents, picture);
         }
         let mut latents = latents.clone();
         for x in latents.data_mut() {
-            *x = *x / self.scaling_factor + self.shift_factor;
+            *x = *x / scale + shift;
         }
         self.vae_decoder.run(&latents, picture)
     }
@@ -171,7 +133,7 @@ struct Transform {
 impl Transform {
     fn open(file: &ComponentFile) -> Result<Self> {
         Ok(Self {
-            session: Session::open(file)?,
+            session: Session::open(file, &Provider::Cpu)?,
             batch: file.batch(),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -13,6 +13,7 @@ use ort::value::{
 };
 
 use super::library::{self, Runtime};
+use super::provider::Provider;
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
 use crate::model::{Component, ComponentFile, Dtype, Port};
@@ -43,10 +44,11 @@ pub(super) struct Session {
 
 impl Session {
     /// Loads the graph of a component and its weights.
-    pub fn open(file: &ComponentFile) -> Result<Self> {
+    pub fn open(file: &ComponentFile, provider: &Provider) -> Result<Self> {
         let runtime = library::runtime()?;
         let failed = |e: &dyn std::fmt::Display| not_ready(file, runtime, e);
-        let inner = builder(runtime)
+        let provider = provider.for_session();
+        let inner = builder(runtime, &provider)
             .and_then(|mut builder| builder.commit_from_file(&file.path))
             .map_err(|e| failed(&e))?;
         // Two parsers have read the graph now; they must have seen the same one.
@@ -80,12 +82,14 @@ impl Session {
         bytes: &[u8],
         inputs: &[&str],
         outputs: &[&str],
+        provider: &Provider,
     ) -> Result<Self> {
         let runtime = library::runtime()?;
         let failed = |e: &dyn std::fmt::Display| not_ready(file, runtime, e);
         let folder = file.path.parent().unwrap_or(Path::new(""));
         let folder = folder.to_string_lossy();
-        let inner = builder(runtime)
+        let provider = provider.for_session();
+        let inner = builder(runtime, &provider)
             .and_then(|builder| Ok(builder.with_config_entry(EXTERNAL_DATA_FOLDER, &*folder)?))
             .and_then(|mut builder| builder.commit_from_memory(bytes))
             .map_err(|e| failed(&e))?;
@@ -129,6 +133,11 @@ impl Session {
         &self.outputs
     }
 
+    /// The session itself, for nobody else as long as it is held.
+    pub fn lock(&self) -> MutexGuard<'_, OrtSession> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// An error of this component.
     pub fn error(&self, what: impl Into<String>) -> Error {
         Error::engine(self.component.folder(), what)
@@ -139,8 +148,7 @@ impl Session {
         let failed = |e: ort::Error| self.error(format!("ONNX Runtime: {e}"));
         let mut values: Vec<(Cow<str>, SessionInputValue)> = Vec::with_capacity(inputs.len());
         for (port, (shape, data)) in self.inputs.iter().zip(inputs) {
-            let fits = |(want, have): (&Option<usize>, &usize)| want.is_none_or(|w| w == *have);
-            if shape.len() != port.rank() || !port.dims.iter().zip(*shape).all(fits) {
+            if !takes(port, shape) {
                 return Err(self.error(format!(
                     "its input {port} cannot take a tensor of shape {shape:?}"
                 )));
@@ -154,7 +162,7 @@ impl Session {
                     })?,
             ));
         }
-        let mut session = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.lock();
         let found = session.run(values).map_err(failed)?;
         self.outputs
             .iter()
@@ -177,10 +185,10 @@ impl Session {
 }
 
 /// A session with our options; its threads are the environment's.
-fn builder(runtime: &Runtime) -> ort::Result<SessionBuilder> {
-    Ok(OrtSession::builder(&runtime.environment)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_memory_pattern(true)?)
+fn builder(runtime: &Runtime, provider: &Provider) -> ort::Result<SessionBuilder> {
+    let builder = OrtSession::builder(&runtime.environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)?;
+    provider.configure(builder)
 }
 
 /// A session's input or output as a port; `None` where it is no tensor.
@@ -200,6 +208,12 @@ fn port(outlet: &Outlet) -> Option<Port> {
         },
         dims: shape.iter().map(|d| usize::try_from(*d).ok()).collect(),
     })
+}
+
+/// Whether a tensor of this shape can be at `port`.
+pub(super) fn takes(port: &Port, shape: &[usize]) -> bool {
+    let fits = |(want, have): (&Option<usize>, &usize)| want.is_none_or(|w| w == *have);
+    shape.len() == port.rank() && port.dims.iter().zip(shape).all(fits)
 }
 
 fn not_ready(file: &ComponentFile, runtime: &Runtime, e: &dyn std::fmt::Display) -> Error {

@@ -1,5 +1,6 @@
 //! Texts to embeddings: one text encoder, or the two of Stable Diffusion XL.
 
+use super::provider::Provider;
 use super::session::{Session, Values};
 use crate::device::HostTensor;
 use crate::engine::Text;
@@ -21,10 +22,10 @@ struct Encoder {
 
 impl Texts {
     /// Loads the text encoders of `folder`.
-    pub fn open(folder: &ModelFolder) -> Result<Self> {
+    pub fn open(folder: &ModelFolder, provider: &Provider) -> Result<Self> {
         let encoder = |encoder: &TextEncoder| {
             Ok(Encoder {
-                session: Session::open(&encoder.file)?,
+                session: Session::open(&encoder.file, provider)?,
                 file: encoder.file.clone(),
                 tokenizer: encoder.tokenizer.clone(),
             })

@@ -1,40 +1,32 @@
 //! The U-Net: as it is, or split into what runs once per prompt and step list and what runs for every frame.
 
 mod given;
-mod parts;
+pub(super) mod parts;
+pub(super) mod plan;
 
 use std::sync::Arc;
 
 use super::OnnxModel;
+use super::provider::Providers;
 use super::session::{Input, Session, Values};
 use crate::device::HostTensor;
 use crate::engine::{Denoise, Text};
 use crate::error::Result;
 use crate::model::{ModelFolder, Role};
 use given::Given;
-use parts::{Parts, Rows, Source};
+use parts::{Parts, Source};
 
-/// What the live part of the U-Net takes beside the latent, for one row: keys, values and time embeddings, or timestep
-/// and text themselves if nothing is computed ahead. In the order of its inputs.
-#[derive(Debug, Clone)]
-pub struct Context(Vec<Arc<HostTensor>>);
-
-impl Context {
-    /// The memory that it keeps, part of which it may share with others of the same text.
-    pub fn bytes(&self) -> usize {
-        let values: usize = self.0.iter().map(|tensor| tensor.data().len()).sum();
-        values * size_of::<f32>()
-    }
-}
+pub use plan::Context;
+use plan::{filled, runs, stacked_shape, together};
 
 /// A U-Net, ready to run.
 pub(super) struct Unet {
     given: Given,
-    parts: Parts,
+    pub(super) parts: Parts,
     /// Where in the live part's inputs the latent goes.
-    sample: usize,
+    pub(super) sample: usize,
     /// The rows a call must have, where the graph fixes it.
-    batch: Option<usize>,
+    pub(super) batch: Option<usize>,
 }
 
 /// One frame at one step.
@@ -45,9 +37,9 @@ struct Unit<'a> {
 
 impl Unet {
     /// Loads the U-Net of `folder`, in two parts if it can be and `split` asks for it.
-    pub fn open(folder: &ModelFolder, split: bool) -> Result<Self> {
+    pub fn open(folder: &ModelFolder, split: bool, providers: &Providers) -> Result<Self> {
         let given = Given::new(folder);
-        let parts = Parts::open(folder, &given, split)?;
+        let parts = Parts::open(folder, &given, split, providers)?;
         let file = folder.unet();
         let name = file.input(Role::Sample).map(|p| &p.name);
         let mut inputs = parts.live.inputs().iter();
@@ -65,15 +57,17 @@ impl Unet {
         &self.parts.precomputed
     }
 
-    /// See [`Model::precompute`](crate::engine::Model::precompute).
-    pub fn precompute(
+    /// See [`Model::precompute`](crate::engine::Model::precompute). `keep` puts what was computed for an input of the live
+    /// part, given by number, where the device wants it.
+    pub fn precompute<V>(
         &self,
         timesteps: &[u32],
         text: &Text<HostTensor>,
         size: (usize, usize),
-        like: Option<&Context>,
-    ) -> Result<Vec<Context>> {
-        let mut contexts: Vec<Context> = Vec::with_capacity(timesteps.len());
+        like: Option<&Context<V>>,
+        keep: impl Fn(usize, HostTensor) -> Result<V>,
+    ) -> Result<Vec<Context<V>>> {
+        let mut contexts: Vec<Context<V>> = Vec::with_capacity(timesteps.len());
         for timestep in timesteps {
             let value = |role| self.given.value(role, *timestep, text, size);
             let mut computed = match &self.parts.slow {
@@ -82,14 +76,14 @@ impl Unet {
             };
             let like = like.or(contexts.first());
             let tensors = self.parts.feeds.iter().enumerate().map(|(i, feed)| {
-                Ok(match (like, feed.source) {
-                    (Some(like), _) if !feed.of_timestep => like.0[i].clone(),
-                    (_, Source::Given(role)) => Arc::new(value(role)?),
-                    (_, Source::Computed(output)) => Arc::new(std::mem::replace(
-                        &mut computed[output],
-                        HostTensor::new(&[0], Vec::new()),
-                    )),
-                })
+                let tensor = match (like, feed.source) {
+                    (Some(like), _) if !feed.of_timestep => return Ok(like.0[i].clone()),
+                    (_, Source::Given(role)) => value(role)?,
+                    (_, Source::Computed(output)) => {
+                        std::mem::replace(&mut computed[output], HostTensor::new(&[0], Vec::new()))
+                    }
+                };
+                Ok(Arc::new(keep(i, tensor)?))
             });
             let context = Context(tensors.collect::<Result<_>>()?);
             contexts.push(context);
@@ -97,21 +91,34 @@ impl Unet {
         Ok(contexts)
     }
 
+    /// An error unless these are the shapes of samples, and the numbers of tensors of contexts, that can be in one call.
+    pub fn check_rows(&self, rows: &[(&[usize], usize)]) -> Result<()> {
+        let fits = |(shape, tensors): &(&[usize], usize)| {
+            matches!(shape, [f, rest @ ..] if *f > 0 && rest == &rows[0].0[1..])
+                && *tensors == self.parts.feeds.len()
+        };
+        if rows.first().is_none_or(|(shape, _)| shape.len() == 4) && rows.iter().all(fits) {
+            return Ok(());
+        }
+        Err(self.parts.live.error(
+            "was given rows of different shapes, or not [frames, C, h, w] with a context of its own",
+        ))
+    }
+
+    /// An error for rows that cannot be put together.
+    pub fn mismatch(&self) -> crate::error::Error {
+        let live = &self.parts.live;
+        live.error("was given texts of different lengths")
+    }
+
     /// See [`Model::denoise`](crate::engine::Model::denoise).
     pub fn denoise(&self, rows: &[Denoise<'_, OnnxModel>]) -> Result<Vec<HostTensor>> {
+        let shapes = rows.iter().map(|r| (r.sample.shape(), r.context.0.len()));
+        self.check_rows(&shapes.collect::<Vec<_>>())?;
         let Some(first) = rows.first() else {
             return Ok(Vec::new());
         };
         let sample = first.sample.shape();
-        let fits = |r: &Denoise<OnnxModel>| {
-            matches!(r.sample.shape(), [f, rest @ ..] if *f > 0 && rest == &sample[1..])
-                && r.context.0.len() == self.parts.feeds.len()
-        };
-        if sample.len() != 4 || !rows.iter().all(fits) {
-            return Err(self.parts.live.error(
-                "was given rows of different shapes, or not [frames, C, h, w] with a context of its own",
-            ));
-        }
         let size: usize = sample[1..].iter().product();
         // One entry per frame of every row.
         let units: Vec<Unit> = rows
@@ -123,13 +130,12 @@ impl Unet {
                 })
             })
             .collect();
+        let contexts: Vec<_> = units.iter().map(|unit| unit.context).collect();
         let mut outputs = vec![Vec::new(); units.len()];
-        for group in self.groups(&units) {
-            for batch in group.chunks(self.batch.unwrap_or(group.len())) {
-                let output = self.call(&units, batch, &sample[1..])?;
-                for (i, data) in batch.iter().zip(output.data().chunks(size)) {
-                    outputs[*i] = data.to_vec();
-                }
+        for run in runs(&contexts, &self.parts.feeds, self.batch) {
+            let output = self.run(&units, &run, &sample[1..])?;
+            for (i, data) in run.iter().zip(output.data().chunks(size)) {
+                outputs[*i] = data.to_vec();
             }
         }
         let mut outputs = outputs.into_iter();
@@ -142,33 +148,11 @@ impl Unet {
             .collect())
     }
 
-    /// The units, by which can be in one call.
-    fn groups(&self, units: &[Unit]) -> Vec<Vec<usize>> {
-        let agree = |a: &Unit, b: &Unit| {
-            let pairs = a.context.0.iter().zip(&b.context.0);
-            self.parts.feeds.iter().zip(pairs).all(|(feed, (a, b))| {
-                feed.rows != Rows::Common || Arc::ptr_eq(a, b) || a.data() == b.data()
-            })
-        };
-        let mut groups: Vec<Vec<usize>> = Vec::new();
-        for (i, unit) in units.iter().enumerate() {
-            match groups.iter_mut().find(|g| agree(&units[g[0]], unit)) {
-                Some(group) => group.push(i),
-                None => groups.push(vec![i]),
-            }
-        }
-        groups
-    }
-
-    /// One run over the units that `batch` names, filled up to the batch the graph fixes.
-    fn call(&self, units: &[Unit], batch: &[usize], sample: &[usize]) -> Result<HostTensor> {
-        let rows = self.batch.unwrap_or(batch.len());
-        let filler = batch.last().into_iter().cycle();
-        let chosen: Vec<&Unit> = (batch.iter().chain(filler).take(rows))
-            .map(|i| &units[*i])
-            .collect();
+    /// One run over the units that `run` names.
+    fn run(&self, units: &[Unit], run: &[usize], sample: &[usize]) -> Result<HostTensor> {
+        let chosen: Vec<&Unit> = filled(run, self.batch).map(|i| &units[i]).collect();
         let samples: Vec<f32> = chosen.iter().flat_map(|u| u.sample).copied().collect();
-        let sample_shape = [&[rows], sample].concat();
+        let sample_shape = [&[chosen.len()], sample].concat();
         let others = self
             .parts
             .feeds
@@ -176,7 +160,15 @@ impl Unet {
             .enumerate()
             .map(|(i, feed)| {
                 let parts: Vec<_> = chosen.iter().map(|u| &u.context.0[i]).collect();
-                self.put_together(&feed.rows, &parts)
+                let parts = together(&feed.rows, &parts).ok_or_else(|| self.mismatch())?;
+                Ok(match *parts {
+                    [only] => only.clone(),
+                    _ => {
+                        let data = parts.iter().flat_map(|part| part.data()).copied();
+                        let shape = stacked_shape(&parts);
+                        Arc::new(HostTensor::new(&shape, data.collect()))
+                    }
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         let mut inputs: Vec<Input> = (others.iter())
@@ -186,35 +178,6 @@ impl Unet {
         let output = self.parts.live.run_one(&inputs)?;
         expect(&self.parts.live, &output, &sample_shape)?;
         Ok(output)
-    }
-
-    /// One input of a call from what each of its rows has for it.
-    fn put_together(&self, rows: &Rows, parts: &[&Arc<HostTensor>]) -> Result<Arc<HostTensor>> {
-        let first = parts[0];
-        let shared = || parts.iter().all(|part| Arc::ptr_eq(part, first));
-        let once = match rows {
-            Rows::Stacked => parts.len() == 1,
-            Rows::Broadcast(tensor) => {
-                parts.len() == 1 || (tensor.does_for_all(first.shape()) && shared())
-            }
-            Rows::Common => true,
-        };
-        if once {
-            return Ok(first.clone());
-        }
-        let mut shape = first.shape().to_vec();
-        if shape.is_empty() || !parts.iter().all(|part| part.shape() == shape) {
-            return Err(self
-                .parts
-                .live
-                .error("was given texts of different lengths"));
-        }
-        shape[0] *= parts.len();
-        let mut data = Vec::with_capacity(shape.iter().product());
-        for part in parts {
-            data.extend_from_slice(part.data());
-        }
-        Ok(Arc::new(HostTensor::new(&shape, data)))
     }
 }
 

@@ -1,7 +1,10 @@
 //! The two parts of a split U-Net, or its one part, and how the live one is fed.
 
+use std::sync::Arc;
+
 use super::given::Given;
 use crate::device::HostTensor;
+use crate::engine::onnxruntime::provider::{Provider, Providers};
 use crate::engine::onnxruntime::session::{Input, Session, Values};
 use crate::error::{Error, Result};
 use crate::model::{Boundary, ComponentFile, ModelFolder, Port, Role, Split, TensorType};
@@ -18,7 +21,7 @@ pub struct Parts {
     /// What is run once per timestep, text and size, where there is such a part.
     pub slow: Option<Slow>,
     /// What is run for every frame.
-    pub live: Session,
+    pub live: Arc<Session>,
     /// How `live`'s inputs but the latent are fed, in their order.
     pub feeds: Vec<Feed>,
 }
@@ -65,24 +68,29 @@ pub enum Rows {
 
 impl Parts {
     /// Loads the U-Net of `folder`, in two parts if it can be and `split` asks for it.
-    pub fn open(folder: &ModelFolder, given: &Given, split: bool) -> Result<Self> {
+    pub fn open(
+        folder: &ModelFolder,
+        given: &Given,
+        split: bool,
+        providers: &Providers,
+    ) -> Result<Self> {
         let parts = match split {
-            true => Self::split(folder, given),
+            true => Self::split(folder, given, providers),
             false => Err("as asked".into()),
         };
         match parts {
             Ok(parts) => Ok(parts),
             // Whatever is wrong with it as a whole comes out here.
-            Err(why) => Self::whole(folder.unet(), format!("nothing: {why}")),
+            Err(why) => Self::whole(folder.unet(), format!("nothing: {why}"), providers),
         }
     }
 
-    fn whole(file: &ComponentFile, precomputed: String) -> Result<Self> {
+    fn whole(file: &ComponentFile, precomputed: String, providers: &Providers) -> Result<Self> {
         let others = file.inputs.iter().filter(|(role, _)| *role != Role::Sample);
         Ok(Self {
             precomputed,
             slow: None,
-            live: Session::open(file)?,
+            live: Arc::new(Session::open(file, &providers.frames)?),
             feeds: others
                 .map(|(role, port)| Feed::given(*role, port))
                 .collect(),
@@ -90,7 +98,11 @@ impl Parts {
     }
 
     /// The two parts; an error says why there are none.
-    fn split(folder: &ModelFolder, given: &Given) -> std::result::Result<Self, String> {
+    fn split(
+        folder: &ModelFolder,
+        given: &Given,
+        providers: &Providers,
+    ) -> std::result::Result<Self, String> {
         let file = folder.unet();
         let said = |e: Error| e.to_string();
         let name = |role| file.input(role).map_or("", |port| &port.name);
@@ -106,11 +118,11 @@ impl Parts {
         let inputs: Vec<&str> = split.slow_inputs().collect();
         let computed: Vec<_> = split.boundary().iter().filter(|b| !b.is_input).collect();
         let outputs: Vec<&str> = computed.iter().map(|b| b.name.as_str()).collect();
-        let load = |bytes: Result<Vec<u8>>, inputs: &[&str], outputs: &[&str]| {
+        let load = |bytes: Result<Vec<u8>>, inputs: &[&str], outputs: &[&str], on: &Provider| {
             // The bytes, which may hold all weights, go before the next part's come.
-            Session::from_memory(file, &bytes?, inputs, outputs)
+            Session::from_memory(file, &bytes?, inputs, outputs, on)
         };
-        let slow = load(split.slow(), &inputs, &outputs).map_err(said)?;
+        let slow = load(split.slow(), &inputs, &outputs, &providers.texts).map_err(said)?;
         let slow = Slow::new(slow, file);
         let (shapes, stacks) = slow.try_out(folder, given)?;
 
@@ -125,7 +137,9 @@ impl Parts {
             .collect();
         let others = split.boundary().iter().map(|b| b.name.as_str());
         let inputs: Vec<&str> = [name(Role::Sample)].into_iter().chain(others).collect();
-        let live = load(split.fast(&types), &inputs, &[&file.output.name]).map_err(said)?;
+        let live = split.fast(&types);
+        let outputs_of_live = [file.output.name.as_str()];
+        let live = load(live, &inputs, &outputs_of_live, &providers.frames).map_err(said)?;
 
         let feed = |boundary: &Boundary| {
             let mut given = file.inputs.iter();
@@ -151,7 +165,7 @@ impl Parts {
                 .collect::<Option<_>>()
                 .ok_or("its parts do not fit together")?,
             slow: Some(slow),
-            live,
+            live: Arc::new(live),
         })
     }
 }

@@ -1,0 +1,34 @@
+//! Execution providers: what sessions run on.
+
+use ort::session::builder::SessionBuilder;
+
+/// What a session runs on.
+#[derive(Clone)]
+pub(super) enum Provider {
+    /// The host's processor.
+    Cpu,
+}
+
+/// What the sessions of a model run on.
+pub(super) struct Providers {
+    /// Those that run when a prompt or the steps change, on the prompt's thread, with tensors in main memory.
+    pub texts: Provider,
+    /// Those that run for every frame.
+    pub frames: Provider,
+}
+
+impl Provider {
+    /// The same for one session more.
+    pub fn for_session(&self) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+        }
+    }
+
+    /// Sets up the session.
+    pub fn configure(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+        match self {
+            Self::Cpu => Ok(builder.with_memory_pattern(true)?),
+        }
+    }
+}
