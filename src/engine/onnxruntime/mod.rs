@@ -1,5 +1,7 @@
-//! ONNX Runtime: the embedded default, on any CPU.
+//! ONNX Runtime: the embedded default, on any CPU; with its CUDA provider, on NVIDIA GPUs.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod geometry;
 mod library;
 mod model;
@@ -8,5 +10,7 @@ mod session;
 mod text;
 mod unet;
 
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaOnnxModel, Kept};
 pub use model::OnnxModel;
 pub use unet::Context;

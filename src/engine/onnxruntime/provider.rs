@@ -2,11 +2,17 @@
 
 use ort::session::builder::SessionBuilder;
 
+#[cfg(feature = "cuda")]
+use super::cuda::CudaProvider;
+
 /// What a session runs on.
 #[derive(Clone)]
 pub(super) enum Provider {
     /// The host's processor.
     Cpu,
+    /// A GPU of NVIDIA's.
+    #[cfg(feature = "cuda")]
+    Cuda(CudaProvider),
 }
 
 /// What the sessions of a model run on.
@@ -22,6 +28,8 @@ impl Provider {
     pub fn for_session(&self) -> Self {
         match self {
             Self::Cpu => Self::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(provider) => Self::Cuda(provider.for_session()),
         }
     }
 
@@ -29,6 +37,8 @@ impl Provider {
     pub fn configure(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
         match self {
             Self::Cpu => Ok(builder.with_memory_pattern(true)?),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(provider) => provider.configure(builder),
         }
     }
 }

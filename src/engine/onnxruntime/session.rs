@@ -38,6 +38,9 @@ pub(super) struct Session {
     /// A run needs the session for itself.
     inner: Mutex<OrtSession>,
     component: Component,
+    /// Holds what the session must not outlive.
+    #[cfg(feature = "cuda")]
+    provider: Provider,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
@@ -70,6 +73,8 @@ impl Session {
         Ok(Self {
             inner: Mutex::new(inner),
             component: file.component,
+            #[cfg(feature = "cuda")]
+            provider,
             inputs,
             outputs,
         })
@@ -108,6 +113,8 @@ impl Session {
         Ok(Self {
             inner: Mutex::new(inner),
             component: file.component,
+            #[cfg(feature = "cuda")]
+            provider,
             inputs,
             outputs,
         })
@@ -123,6 +130,12 @@ impl Session {
         Ok((part(), part()) >= (1, 21))
     }
 
+    /// Which component it is, or is a part of.
+    #[cfg(feature = "cuda")]
+    pub fn component(&self) -> Component {
+        self.component
+    }
+
     /// What its inputs are, in the order [`run`](Self::run) wants them.
     pub fn inputs(&self) -> &[Port] {
         &self.inputs
@@ -131,6 +144,21 @@ impl Session {
     /// What its outputs are, in the order [`run`](Self::run) gives them.
     pub fn outputs(&self) -> &[Port] {
         &self.outputs
+    }
+
+    /// What it runs on.
+    #[cfg(feature = "cuda")]
+    pub fn provider(&self) -> &Provider {
+        &self.provider
+    }
+
+    /// Whether tensors go between the GPU and main memory while it runs.
+    #[cfg(feature = "cuda")]
+    pub fn copies(&self) -> bool {
+        match &self.provider {
+            Provider::Cpu => false,
+            Provider::Cuda(provider) => provider.copies(),
+        }
     }
 
     /// The session itself, for nobody else as long as it is held.
