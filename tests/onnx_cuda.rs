@@ -1,0 +1,531 @@
+//! ONNX Runtime's CUDA provider on a CUDA device against its CPU provider on the host.
+//!
+//! Needs ONNX Runtime with the CUDA provider (`ORT_DYLIB_PATH`), CUDA's libraries and cuDNN on the library path, and a
+//! GPU. Latents and pictures are f16 on the device, and the host is given the same rounded values; the graphs are f32 and
+//! multiplied without TF32, so what differs is the rounding of results and the order of sums.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use common::{Folder, copy, data, parity};
+use gststreamdiffusion::device::cuda::{Cuda, CudaTensor};
+use gststreamdiffusion::device::{Device, HostTensor};
+use gststreamdiffusion::engine::onnxruntime::{Context, CudaOnnxModel, Kept, OnnxModel};
+use gststreamdiffusion::engine::{Denoise, Model, Text};
+use gststreamdiffusion::model::ModelFolder;
+use half::f16;
+use parking_lot::{Mutex, MutexGuard};
+
+/// Largest difference allowed, as a share of the largest value: f16 has 11 bits, and results are rounded once.
+const TOLERANCE: f32 = 1e-3;
+/// Timesteps in no order that anyone would sort them in.
+const TIMESTEPS: [u32; 4] = [321, 981, 41, 661];
+/// Frames after which the graph of a frame has been made, if it can be.
+const SETTLED: usize = 12;
+
+/// The GPU, for one test at a time: memory is measured, and ONNX Runtime's options are the process's.
+fn gpu() -> (Cuda, MutexGuard<'static, ()>) {
+    static LOCK: Mutex<()> = Mutex::new(());
+    static CUDA: OnceLock<Cuda> = OnceLock::new();
+    let guard = LOCK.lock();
+    let cuda = CUDA.get_or_init(|| {
+        // SAFETY: every test comes through here first, one at a time, and none has read the environment before.
+        unsafe { std::env::set_var("STREAMDIFFUSION_ONNXRUNTIME_CUDA_OPTIONS", "use_tf32=0") };
+        Cuda::new(0).unwrap()
+    });
+    (cuda.clone(), guard)
+}
+
+/// A model on the host and on the GPU.
+struct Pair {
+    name: String,
+    host: OnnxModel,
+    gpu: CudaOnnxModel,
+}
+
+impl Pair {
+    fn open(cuda: &Cuda, folder: &Path, split: bool) -> Self {
+        let opened = ModelFolder::open(folder).unwrap();
+        let gpu = match split {
+            true => CudaOnnxModel::open(&opened, cuda),
+            false => CudaOnnxModel::open_whole(&opened, cuda),
+        };
+        let pair = Self {
+            name: folder.display().to_string(),
+            host: OnnxModel::open_whole(&opened).unwrap(),
+            gpu: gpu.unwrap(),
+        };
+        let told = pair.gpu.precomputed();
+        assert_eq!(told.starts_with("nothing"), !split, "{}: {told}", pair.name);
+        assert_eq!(pair.gpu.limits(), pair.host.limits());
+        println!(
+            "{}: {}; {}",
+            pair.name,
+            pair.gpu.backend(),
+            pair.gpu.graphs()
+        );
+        pair
+    }
+
+    /// Texts of as many chunks each: a prompt, a negative prompt, and none.
+    fn texts(&self, chunks: usize) -> Vec<Text<HostTensor>> {
+        [Some("a neon cat"), Some("ink, blurry"), None]
+            .map(|text| self.host.encode_text(text, chunks).unwrap())
+            .into()
+    }
+
+    /// The least height and width of latents.
+    fn size(&self) -> (usize, usize) {
+        let limits = self.host.limits();
+        let side = limits.multiple / limits.latent_scale;
+        (side, side)
+    }
+
+    fn latents(&self, frames: usize, seed: u64) -> HostTensor {
+        let (height, width) = self.size();
+        let channels = self.host.limits().latent_channels;
+        noise(&[frames, channels, height, width], 2.0, seed)
+    }
+
+    fn pictures(&self, frames: usize, seed: u64) -> HostTensor {
+        let (scale, (height, width)) = (self.host.limits().latent_scale, self.size());
+        noise(&[frames, 3, height * scale, width * scale], 1.0, seed)
+    }
+
+    /// What each row's U-Net output is to be, from calls of one frame each.
+    fn expected(&self, contexts: &[Vec<Context>], rows: &[Row]) -> Vec<HostTensor> {
+        rows.iter()
+            .map(|row| {
+                let shape = row.frames.shape();
+                let one = [1, shape[1], shape[2], shape[3]];
+                let found = row.frames.data().chunks(one.iter().product());
+                let found = found.flat_map(|frame| {
+                    let sample = HostTensor::new(&one, frame.to_vec());
+                    let row = Denoise {
+                        sample: &sample,
+                        context: &contexts[row.text][row.timestep],
+                    };
+                    self.host.denoise(&[row]).unwrap().remove(0).into_data()
+                });
+                HostTensor::new(shape, found.collect())
+            })
+            .collect()
+    }
+
+    /// The same by one call on the GPU.
+    fn found(&self, cuda: &Cuda, contexts: &[Vec<Context<Kept>>], rows: &[Row]) -> Vec<HostTensor> {
+        let samples: Vec<_> = rows.iter().map(|row| upload(cuda, &row.frames)).collect();
+        let rows = rows.iter().zip(&samples);
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|(row, sample)| Denoise {
+                sample,
+                context: &contexts[row.text][row.timestep],
+            })
+            .collect();
+        let found = self.gpu.denoise(&rows).unwrap();
+        found.iter().map(|x| cuda.download(x).unwrap()).collect()
+    }
+
+    fn contexts<M: Model>(&self, model: &M, texts: &[Text<HostTensor>]) -> Vec<Vec<M::Context>> {
+        let of = |text| {
+            model
+                .precompute(&TIMESTEPS, text, self.size(), None)
+                .unwrap()
+        };
+        texts.iter().map(of).collect()
+    }
+
+    /// Compares calls with these numbers of rows and of frames a row.
+    fn agrees(&self, cuda: &Cuda, counts: &[usize]) {
+        let mut worst = 0f32;
+        for chunks in 1..=self.host.limits().chunks.unwrap_or(2) {
+            let texts = self.texts(chunks);
+            let given = self.contexts(&self.gpu, &texts);
+            let whole = self.contexts(&self.host, &texts);
+            for (frames, count) in [1, 2]
+                .into_iter()
+                .flat_map(|f| counts.iter().map(move |c| (f, c)))
+            {
+                let rows = rows(self, frames, *count);
+                let expected = self.expected(&whole, &rows);
+                for time in 0..2 {
+                    let found = self.found(cuda, &given, &rows);
+                    let difference = difference(&found, &expected);
+                    worst = worst.max(difference);
+                    assert!(
+                        difference <= TOLERANCE,
+                        "{}: {chunks} chunks, {count} rows of {frames} frames, time {time}: {difference:.1e}",
+                        self.name
+                    );
+                }
+            }
+        }
+        println!("{}: largest difference {worst:.1e}", self.name);
+    }
+}
+
+/// What a row of a call is: its frames, its timestep as an index into [`TIMESTEPS`], its text.
+struct Row {
+    frames: HostTensor,
+    timestep: usize,
+    text: usize,
+}
+
+/// Rows as `cfg-type=full` has them: each step with the prompt, then each with the negative prompt; then some steps
+/// again, so that rows of one step and text stand apart.
+fn rows(pair: &Pair, frames: usize, count: usize) -> Vec<Row> {
+    let kinds = [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (0, 1),
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (2, 0),
+        (1, 2),
+    ];
+    let rows = kinds.into_iter().zip(1..).take(count);
+    rows.map(|((timestep, text), seed)| Row {
+        frames: pair.latents(frames, seed),
+        timestep,
+        text,
+    })
+    .collect()
+}
+
+/// Values in [-`most`, `most`] that look random, rounded to f16.
+fn noise(shape: &[usize], most: f32, seed: u64) -> HostTensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let value = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        f16::from_f32(value * most).to_f32()
+    };
+    let values = (0..shape.iter().product()).map(|_| next()).collect();
+    HostTensor::new(shape, values)
+}
+
+fn upload(cuda: &Cuda, tensor: &HostTensor) -> CudaTensor {
+    cuda.upload(tensor.shape(), tensor.data()).unwrap()
+}
+
+/// Largest difference of two lists of tensors, as a share of the largest value of the second.
+#[track_caller]
+fn difference(found: &[HostTensor], expected: &[HostTensor]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let (mut worst, mut largest) = (0f32, 0f32);
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(found.shape(), expected.shape());
+        for (a, b) in found.data().iter().zip(expected.data()) {
+            assert!(a.is_finite());
+            worst = worst.max((a - b).abs());
+            largest = largest.max(b.abs());
+        }
+    }
+    assert!(largest > 1e-2, "there is nothing in the output");
+    worst / largest
+}
+
+fn tiny_models() -> Vec<PathBuf> {
+    let entries = fs::read_dir(data("models")).unwrap().flatten();
+    let folders = entries.map(|entry| entry.path());
+    let mut folders: Vec<PathBuf> = folders
+        .filter(|path| path.join("model_index.json").exists())
+        .collect();
+    folders.sort();
+    assert_eq!(folders.len(), 7, "{folders:?}");
+    folders
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn unets_of_all_architectures() {
+    let (cuda, _guard) = gpu();
+    for folder in tiny_models() {
+        for split in [true, false] {
+            Pair::open(&cuda, &folder, split).agrees(&cuda, &[1, 4, 10]);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn unets_of_the_parity_and_the_demo_model() {
+    let (cuda, _guard) = gpu();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    for folder in [parity(), demo] {
+        Pair::open(&cuda, &folder, true).agrees(&cuda, &[1, 10]);
+    }
+}
+
+/// A U-Net that takes two rows and no others.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_batch_that_the_graph_fixes() {
+    let (cuda, _guard) = gpu();
+    let folder = Folder::new();
+    copy(&data("models/sd1"), folder.path());
+    copy(&data("models/sd1-batch-2/unet"), &folder.file("unet"));
+    for split in [true, false] {
+        Pair::open(&cuda, folder.path(), split).agrees(&cuda, &[1, 2, 3, 10]);
+    }
+}
+
+/// Encoders and decoders, with factors, with means and with samples.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn autoencoders() {
+    let (cuda, _guard) = gpu();
+    let sampling = Folder::new();
+    copy(&data("models/sd1"), sampling.path());
+    let manifest = sampling.file("streamdiffusion.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let sampled = text.replace("posterior = \"mean\"", "posterior = \"sample\"");
+    assert_ne!(text, sampled);
+    fs::write(&manifest, sampled).unwrap();
+    let mut folders = tiny_models();
+    folders.extend([parity(), sampling.path().to_owned()]);
+    let mut samples = 0;
+    for folder in folders {
+        let pair = Pair::open(&cuda, &folder, true);
+        for frames in [1, 2] {
+            let pictures = pair.pictures(frames, 5);
+            let (noise, wanted) = (
+                pair.latents(frames, 6),
+                pair.host.limits().samples_posterior,
+            );
+            samples += usize::from(wanted);
+            let expected = pair
+                .host
+                .encode(&pictures, wanted.then_some(&noise))
+                .unwrap();
+            let (on_gpu, noise) = (upload(&cuda, &pictures), upload(&cuda, &noise));
+            let found = pair.gpu.encode(&on_gpu, wanted.then_some(&noise)).unwrap();
+            let found = cuda.download(&found).unwrap();
+            let encoding = difference(&[found], &[expected]);
+
+            let latents = pair.latents(frames, 7);
+            let expected = pair.host.decode(&latents).unwrap();
+            let found = pair.gpu.decode(&upload(&cuda, &latents)).unwrap();
+            let found = cuda.download(&found).unwrap();
+            let decoding = difference(&[found], &[expected]);
+            println!(
+                "{}: encoding {encoding:.1e}, decoding {decoding:.1e}",
+                pair.name
+            );
+            assert!(encoding <= TOLERANCE, "{}: {encoding:.1e}", pair.name);
+            assert!(decoding <= TOLERANCE, "{}: {decoding:.1e}", pair.name);
+            // Noise that is missing or too much.
+            assert!(
+                pair.gpu
+                    .encode(&on_gpu, (!wanted).then_some(&noise))
+                    .is_err()
+            );
+        }
+        let odd = upload(&cuda, &HostTensor::new(&[1, 3, 5, 7], vec![0.0; 105]));
+        let error = pair.gpu.encode(&odd, None).unwrap_err().to_string();
+        assert!(error.starts_with("vae_encoder: "), "{error}");
+        let error = pair.gpu.decode(&odd).unwrap_err().to_string();
+        assert!(error.starts_with("vae_decoder: "), "{error}");
+    }
+    assert_eq!(samples, 2);
+}
+
+/// Prompts and steps change between frames of the same shape, in and out of graphs.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn contexts_change_between_frames() {
+    let (cuda, _guard) = gpu();
+    let pair = Pair::open(&cuda, &data("models/sdxl"), true);
+    let texts = pair.texts(1);
+    let (given, whole) = (
+        pair.contexts(&pair.gpu, &texts),
+        pair.contexts(&pair.host, &texts),
+    );
+    for frame in 0..4 * SETTLED {
+        // Some frames with the same, then others.
+        let kind = frame / 3;
+        let rows: Vec<_> = (0..2)
+            .map(|i| Row {
+                frames: pair.latents(1, frame as u64),
+                timestep: (kind + i) % 4,
+                text: (kind / 2 + i) % 3,
+            })
+            .collect();
+        let expected = pair.expected(&whole, &rows);
+        let difference = difference(&pair.found(&cuda, &given, &rows), &expected);
+        assert!(difference <= TOLERANCE, "frame {frame}: {difference:.1e}");
+    }
+}
+
+/// A frame as a stream runs it: encoded, denoised, decoded, put on the GPU at once.
+fn frame(
+    cuda: &Cuda,
+    pair: &Pair,
+    contexts: &[Vec<Context<Kept>>],
+    pictures: &HostTensor,
+) -> HostTensor {
+    let latents = pair.gpu.encode(&upload(cuda, pictures), None).unwrap();
+    let rows: Vec<_> = (0..2)
+        .map(|i| Denoise {
+            sample: &latents,
+            context: &contexts[0][i],
+        })
+        .collect();
+    let predicted = pair.gpu.denoise(&rows).unwrap();
+    let pictures = pair.gpu.decode(&predicted[1]).unwrap();
+    cuda.download(&pictures).unwrap()
+}
+
+/// The same on the host.
+fn frame_on_host(pair: &Pair, contexts: &[Vec<Context>], pictures: &HostTensor) -> HostTensor {
+    let latents = pair.host.encode(pictures, None).unwrap();
+    let row = Denoise {
+        sample: &latents,
+        context: &contexts[0][1],
+    };
+    pair.host
+        .decode(&pair.host.denoise(&[row]).unwrap()[0])
+        .unwrap()
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow() {
+    let (cuda, _guard) = gpu();
+    let pair = Pair::open(&cuda, &data("models/sd1"), true);
+    let texts = pair.texts(1);
+    let (given, whole) = (
+        pair.contexts(&pair.gpu, &texts),
+        pair.contexts(&pair.host, &texts),
+    );
+    let pictures: Vec<_> = (0..3).map(|seed| pair.pictures(1, seed)).collect();
+    let run = |i: usize| frame(&cuda, &pair, &given, &pictures[i % 3]);
+    let first: Vec<_> = (0..3).map(run).collect();
+    for (found, pictures) in first.iter().zip(&pictures) {
+        let expected = frame_on_host(&pair, &whole, pictures);
+        // Three components, each with rounded results.
+        let difference = difference(std::slice::from_ref(found), &[expected]);
+        assert!(difference <= 4.0 * TOLERANCE, "{difference:.1e}");
+    }
+    (0..SETTLED).for_each(|i| drop(run(i)));
+    let (before, free) = (cuda.launches(), cuda.memory().unwrap().0);
+    let allocated = cuda.allocated();
+    for i in 0..200 {
+        let found = run(i);
+        // The same kernels on the same values.
+        assert_eq!(found.data(), first[i % 3].data(), "frame {i}");
+    }
+    let (after, left) = (cuda.launches(), cuda.memory().unwrap().0);
+    assert_eq!(cuda.allocated(), allocated);
+    // Others may use the GPU too, so not to the byte.
+    let grown = free.saturating_sub(left);
+    assert!(
+        grown < 64 << 20,
+        "{grown} bytes more are in use after 200 frames"
+    );
+    println!(
+        "{}; {:?}; {before:?} {after:?}",
+        pair.gpu.graphs(),
+        cuda.refusal()
+    );
+    if pair.gpu.graphs() == "in the frame's CUDA graph" {
+        assert_eq!(cuda.refusal(), None);
+        assert_eq!(after.graphs - before.graphs, 200);
+    }
+}
+
+/// Elements share a model; each has a thread.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn threads_share_a_model() {
+    let (cuda, _guard) = gpu();
+    let pair = Pair::open(&cuda, &data("models/sd1"), true);
+    let texts = pair.texts(1);
+    let (given, whole) = (
+        pair.contexts(&pair.gpu, &texts),
+        pair.contexts(&pair.host, &texts),
+    );
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (cuda, pair, given, whole) = (&cuda, &pair, &given, &whole);
+            scope.spawn(move || {
+                for i in 0..2 * SETTLED {
+                    let row = Row {
+                        frames: pair.latents(1, (100 * thread + i) as u64),
+                        timestep: thread,
+                        text: thread % 3,
+                    };
+                    let expected = pair.expected(whole, std::slice::from_ref(&row));
+                    let found = pair.found(cuda, given, &[row]);
+                    let difference = difference(&found, &expected);
+                    assert!(difference <= TOLERANCE, "{thread}, {i}: {difference:.1e}");
+                }
+                cuda.release_thread();
+            });
+        }
+    });
+}
+
+/// Prompts are encoded and made ready by another thread while frames run.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn prompts_change_while_frames_run() {
+    let (cuda, _guard) = gpu();
+    let pair = Pair::open(&cuda, &data("models/sd1"), true);
+    let texts = pair.texts(1);
+    let (given, whole) = (
+        pair.contexts(&pair.gpu, &texts),
+        pair.contexts(&pair.host, &texts),
+    );
+    let pictures = pair.pictures(1, 1);
+    let expected = frame_on_host(&pair, &whole, &pictures);
+    std::thread::scope(|scope| {
+        let (cuda, pair) = (&cuda, &pair);
+        let prompts = scope.spawn(move || {
+            for i in 0..20 {
+                let text = pair
+                    .gpu
+                    .encode_text(Some(&format!("picture {i}")), 1)
+                    .unwrap();
+                let contexts = pair.contexts(&pair.gpu, std::slice::from_ref(&text));
+                let whole = pair.contexts(&pair.host, &[text]);
+                let rows = rows(pair, 1, 4);
+                let difference = difference(
+                    &pair.found(cuda, &contexts, &rows),
+                    &pair.expected(&whole, &rows),
+                );
+                assert!(difference <= TOLERANCE, "prompt {i}: {difference:.1e}");
+            }
+        });
+        let mut frames = 0;
+        while !prompts.is_finished() || frames < SETTLED {
+            let found = frame(cuda, pair, &given, &pictures);
+            let difference = difference(&[found], std::slice::from_ref(&expected));
+            assert!(
+                difference <= 4.0 * TOLERANCE,
+                "frame {frames}: {difference:.1e}"
+            );
+            frames += 1;
+        }
+        prompts.join().unwrap();
+    });
+}
+
+#[test]
+fn without_the_provider_it_is_told_what_is_missing() {
+    if let Err(error) = CudaOnnxModel::available() {
+        let said = error.to_string();
+        assert!(said.contains("ONNX Runtime"), "{said}");
+        assert!(said.contains("pip install"), "{said}");
+    }
+}
