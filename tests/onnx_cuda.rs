@@ -419,11 +419,13 @@ fn frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow() {
     }
     (0..SETTLED).for_each(|i| drop(run(i)));
     let (before, free) = (cuda.launches(), cuda.memory().unwrap().0);
-    let allocated = cuda.allocated();
+    let (allocated, mut equal) = (cuda.allocated(), 0);
     for i in 0..200 {
-        let found = run(i);
-        // The same kernels on the same values.
-        assert_eq!(found.data(), first[i % 3].data(), "frame {i}");
+        let (found, first) = (run(i), &first[i % 3]);
+        equal += usize::from(found.data() == first.data());
+        // The same kernels on the same values; but libraries may take others when they are captured.
+        let difference = difference(&[found], std::slice::from_ref(first));
+        assert!(difference <= TOLERANCE, "frame {i}: {difference:.1e}");
     }
     let (after, left) = (cuda.launches(), cuda.memory().unwrap().0);
     assert_eq!(cuda.allocated(), allocated);
@@ -434,7 +436,7 @@ fn frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow() {
         "{grown} bytes more are in use after 200 frames"
     );
     println!(
-        "{}; {:?}; {before:?} {after:?}",
+        "{}; {:?}; {before:?} {after:?}; {equal} of 200 to the bit",
         pair.gpu.graphs(),
         cuda.refusal()
     );

@@ -133,3 +133,73 @@ fn element(number: i32) -> sys::ONNXTensorElementDataType {
         _ => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::onnxruntime::library;
+    use crate::engine::onnxruntime::provider::Provider;
+    use crate::engine::onnxruntime::session::{Session as Graph, Values};
+    use crate::model::ModelFolder;
+
+    fn slot<'a>(name: &'a str, shape: &'a [usize], data: &mut [f32]) -> Slot<'a> {
+        Slot {
+            name,
+            element: 1,
+            shape,
+            address: data.as_mut_ptr() as u64,
+            bytes: size_of_val(data),
+        }
+    }
+
+    /// On the host, whose memory is as good as a GPU's here.
+    #[test]
+    fn runs_read_and_write_where_they_are_bound() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/sd2");
+        let folder = ModelFolder::open(&folder).unwrap();
+        library::runtime().unwrap();
+        let graph = Graph::open(folder.vae_encoder(), &Provider::Cpu).unwrap();
+        let [input, output] = [&graph.inputs()[0].name, &graph.outputs()[0].name];
+        let scale = folder.latent_scale();
+        let (wide, small) = ([2, 3, 4 * scale, 4 * scale], [2, 4, 4, 4]);
+        let mut pictures = vec![0f32; wide.iter().product()];
+        let mut latents = vec![f32::NAN; small.iter().product()];
+        let memory = MemoryInfo::default();
+        let binding = |inputs: &[Slot], outputs: &[Slot]| {
+            // SAFETY: all of it outlives the bindings, and has the sizes that the slots say.
+            unsafe { Binding::new(&graph.lock(), &memory, inputs, outputs) }
+        };
+        let bound = binding(
+            &[slot(input, &wide, &mut pictures)],
+            &[slot(output, &small, &mut latents)],
+        )
+        .unwrap();
+        let mut options = RunOptions::new().unwrap();
+        options.disable_device_sync().unwrap();
+        for run in 0..3 {
+            for (i, x) in pictures.iter_mut().enumerate() {
+                *x = (0.1 * i as f32 + run as f32).sin();
+            }
+            let expected = graph
+                .run_one(&[(&wide, Values::Floats(&pictures))])
+                .unwrap();
+            bound.run(&mut graph.lock(), &options).unwrap();
+            // Read past the compiler, which does not know that they were written.
+            let found: Vec<f32> = (latents.iter())
+                .map(|x| unsafe { std::ptr::read_volatile(x) })
+                .collect();
+            assert_eq!(found, expected.data(), "run {run}");
+        }
+        latents.fill(0.0);
+        // Other shapes than the graph gives, unknown names, too little memory.
+        let wrong = binding(
+            &[slot(input, &wide, &mut pictures)],
+            &[slot(output, &[2, 4, 2, 8], &mut latents)],
+        );
+        assert!(wrong.unwrap().run(&mut graph.lock(), &options).is_err());
+        assert!(binding(&[slot("none", &wide, &mut pictures)], &[]).is_err());
+        assert!(binding(&[slot(input, &wide, &mut pictures[1..])], &[]).is_err());
+    }
+}
