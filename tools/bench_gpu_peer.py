@@ -358,7 +358,9 @@ def as_it_was(pipe):
 
 def run(args):
     began = time.perf_counter()
-    # Both read once, at import: nothing is fetched here, and nobody is told.
+    # All read once, at import: nothing is fetched here, nobody is told, and the old diffusers must not meet today's JAX.
+    os.environ.setdefault("USE_FLAX", "0")
+    os.environ.setdefault("USE_TF", "0")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.simplefilter("ignore")
