@@ -1,7 +1,7 @@
 //! The parameters of the kernels between video frames and tensors (`kernels/frame_to_tensor.cu`,
 //! `kernels/tensor_to_frame.cu`, and `kernels/resample.cuh` for how they resize).
 
-use super::{Geometry, THREADS};
+use super::{Geometry, Row, THREADS};
 use crate::device::video::{self, Colour, MAX_SIDE, VideoLayout};
 use crate::error::{Error, Result};
 
@@ -92,12 +92,18 @@ pub struct TensorToFrameArguments {
     ten_bits: u32,
     alpha: u32,
     map: [[f32; 4]; 3],
+    unused: u32,
 }
 
 const _: () = assert!(size_of::<FrameToTensorArguments>() == 224);
 const _: () = assert!(size_of::<TensorToFrameArguments>() == 192);
 const _: () = assert!(std::mem::offset_of!(FrameToTensorArguments, map) == 172);
 const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 140);
+
+// SAFETY: as the definitions and the sizes above say.
+unsafe impl Row for FrameToTensorArguments {}
+// SAFETY: as above.
+unsafe impl Row for TensorToFrameArguments {}
 
 /// How frames of one layout become tensors `[1, 3, height, width]` of one size: red, green and blue in [-1, 1], f16.
 ///
@@ -340,6 +346,7 @@ impl TensorToFrame {
                 ten_bits: memory.ten_bits,
                 alpha: layout.format().alpha().map_or(4, |byte| byte as u32),
                 map: video::from_tensor(layout.format(), colour),
+                unused: 0,
             },
             geometry: Geometry {
                 grid: (

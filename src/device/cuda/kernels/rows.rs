@@ -1,7 +1,7 @@
 //! The parameters of the kernels that work on tensors, as they are in device memory (`kernels/*.cu`, where the formulas
 //! are too). Pointers are device addresses, 0 being null; lengths count elements and are less than 2³¹.
 
-/// What may be given to a kernel as an array in device memory.
+/// What kernels take: rows in device memory, or an argument as it is.
 ///
 /// # Safety
 /// The type must be `repr(C)`, have no padding, and be laid out as the kernel's own.

@@ -1,0 +1,178 @@
+//! How fast kernels move what they have to move.
+
+use cudarc::driver::{result, sys};
+use gststreamdiffusion::device::cuda::kernels::{
+    COSINE_PARTIAL_BYTES, CombineRow, CopyRow, CosineRow, Element, FrameToTensor, Row,
+    TensorToFrame,
+};
+use gststreamdiffusion::device::video::{Colour, PixelFormat, VideoLayout};
+use gststreamdiffusion::error::Result;
+
+use crate::gpu::{Gpu, Memory, gpu};
+
+/// What `launch` takes, in seconds: the median of several runs of many launches. Launches take turns over `sets` sets of
+/// buffers, so that caches of that size do not answer.
+fn seconds(gpu: &Gpu, sets: usize, mut launch: impl FnMut(usize) -> Result<()>) -> f64 {
+    let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+    let stream = gpu.stream.cu_stream();
+    let [begin, end] = [(), ()].map(|()| result::event::create(flags).unwrap());
+    let many = 200;
+    let mut times: Vec<f64> = (0..7)
+        .map(|_| {
+            // SAFETY: the events and the stream are of the current context.
+            unsafe {
+                result::event::record(begin, stream).unwrap();
+                for i in 0..many {
+                    launch(i % sets).unwrap();
+                }
+                result::event::record(end, stream).unwrap();
+                gpu.stream.synchronize().unwrap();
+                f64::from(result::event::elapsed(begin, end).unwrap()) / 1e3 / many as f64
+            }
+        })
+        .collect();
+    for event in [begin, end] {
+        // SAFETY: made above, destroyed once.
+        unsafe { result::event::destroy(event) }.unwrap();
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn report(name: &str, bytes: usize, seconds: f64) {
+    let rate = bytes as f64 / seconds / 1e9;
+    println!(
+        "{name:44} {:8.2} us  {:8.1} MB  {rate:8.1} GB/s",
+        seconds * 1e6,
+        bytes as f64 / 1e6
+    );
+}
+
+/// As many sets of `bytes` as exceed the cache of any GPU.
+fn sets(bytes: usize) -> usize {
+    (256_000_000 / bytes).clamp(2, 40)
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn bandwidth() {
+    let gpu = gpu();
+    let stream = gpu.stream.cu_stream();
+    let k = &gpu.kernels;
+    for (name, width, height) in [("1080p", 1920, 1080), ("4K", 3840, 2160)] {
+        let len = 3 * width * height;
+        let longest = len as u32;
+        let count = sets(8 * len);
+        let buffers: Vec<[Memory; 3]> = (0..count)
+            .map(|_| [(); 3].map(|()| Memory::of(&vec![0x30; 2 * len])))
+            .collect();
+        // SAFETY (all launches): rows and buffers are as long as they say, and outlive the stream's work.
+        let rows: Vec<Memory> = buffers
+            .iter()
+            .map(|[a, b, out]| {
+                let row = CombineRow {
+                    a: a.0,
+                    b: b.0,
+                    out: out.0,
+                    ka: 0.5,
+                    kb: 0.5,
+                    len: longest,
+                    ..Default::default()
+                };
+                Memory::of(CombineRow::bytes(&[row]))
+            })
+            .collect();
+        let time = seconds(gpu, count, |i| unsafe {
+            k.combine(stream, rows[i].0, 1, longest)
+        });
+        report(&format!("combine, 2 operands, {name}"), 6 * len, time);
+
+        let rows: Vec<Memory> = buffers
+            .iter()
+            .map(|[a, _, out]| Memory::of(CopyRow::bytes(&[CopyRow::plain(a.0, out.0, longest)])))
+            .collect();
+        let types = (Element::F16, Element::F16);
+        let time = seconds(gpu, count, |i| unsafe {
+            k.copy(stream, types, rows[i].0, 1, longest)
+        });
+        report(&format!("copy f16 to f16, {name}"), 4 * len, time);
+
+        let work = [
+            Memory::new(12),
+            Memory::new(COSINE_PARTIAL_BYTES),
+            Memory::of(&[0; 16]),
+        ];
+        let rows: Vec<Memory> = buffers
+            .iter()
+            .map(|[a, b, _]| {
+                let row = CosineRow {
+                    a: a.0,
+                    b: b.0,
+                    out: work[0].0,
+                    partial: work[1].0,
+                    finished: work[2].0,
+                    len: longest,
+                    unused: 0,
+                };
+                Memory::of(CosineRow::bytes(&[row]))
+            })
+            .collect();
+        let time = seconds(gpu, count, |i| unsafe {
+            k.cosine(stream, rows[i].0, 1, longest)
+        });
+        report(&format!("cosine, {name}"), 4 * len, time);
+
+        let tensor = Memory::of(&vec![0x30; 2 * len]);
+        for format in [
+            PixelFormat::Nv12,
+            PixelFormat::P010,
+            PixelFormat::Yuy2,
+            PixelFormat::Rgb,
+            PixelFormat::Rgba,
+        ] {
+            let layout = VideoLayout::dense(format, width, height).unwrap();
+            let count = sets(layout.size());
+            let frames: Vec<Memory> = (0..count)
+                .map(|_| Memory::of(&vec![0x80; layout.size()]))
+                .collect();
+            for (to_width, to_height) in [(512, 512), (1024, 1024), (width, height)] {
+                let size = (to_width, to_height);
+                let what = format!("{} {name} and {to_width}x{to_height}", format.name());
+                let moved = layout.size() + 6 * to_width * to_height;
+                let plan = FrameToTensor::new(&layout, Colour::default(), size).unwrap();
+                let time = seconds(gpu, count, |i| unsafe {
+                    k.frame_to_tensor(stream, &plan, frames[i].0, tensor.0)
+                });
+                report(&format!("frame_to_tensor {what}"), moved, time);
+                let plan = TensorToFrame::new(size, &layout, Colour::default()).unwrap();
+                let time = seconds(gpu, count, |i| unsafe {
+                    k.tensor_to_frame(stream, &plan, tensor.0, frames[i].0)
+                });
+                report(&format!("tensor_to_frame {what}"), moved, time);
+            }
+        }
+    }
+    // The fused step of four slots of 512x512, in one launch: as small as launches get.
+    let len = 4 * 64 * 64;
+    let latents: Vec<Memory> = (0..20).map(|_| Memory::of(&vec![0x30; 2 * len])).collect();
+    let rows: Vec<CombineRow> = (0..4)
+        .map(|i| CombineRow {
+            a: latents[5 * i].0,
+            b: latents[5 * i + 1].0,
+            c: latents[5 * i + 2].0,
+            d: latents[5 * i + 3].0,
+            out: latents[5 * i].0,
+            ka: 0.25,
+            kb: 0.25,
+            kc: 0.25,
+            kd: 0.25,
+            len: len as u32,
+            period: 0,
+        })
+        .collect();
+    let rows = Memory::of(CombineRow::bytes(&rows));
+    let time = seconds(gpu, 1, |_| unsafe {
+        k.combine(stream, rows.0, 4, len as u32)
+    });
+    report("fused step, 4 slots of 4x64x64", 4 * 10 * len, time);
+}
