@@ -523,6 +523,76 @@ fn prompts_change_while_frames_run() {
     });
 }
 
+/// The time of frames of `rows` rows at the size `side`, in milliseconds: the least and the middle one.
+fn time(cuda: &Cuda, pair: &Pair, rows: usize, side: usize) -> [f64; 2] {
+    let scale = pair.host.limits().latent_scale;
+    let size = (side / scale, side / scale);
+    let text = pair.gpu.encode_text(Some("a neon cat"), 1).unwrap();
+    let timesteps: Vec<u32> = (0..rows as u32).map(|i| 40 + 90 * i).collect();
+    let contexts = pair.gpu.precompute(&timesteps, &text, size, None).unwrap();
+    let pictures = upload(cuda, &noise(&[1, 3, side, side], 1.0, 1));
+    let (channels, sampled) = (
+        pair.host.limits().latent_channels,
+        pair.host.limits().samples_posterior,
+    );
+    let draw = upload(cuda, &noise(&[1, channels, size.0, size.1], 2.0, 2));
+    let mut times: Vec<f64> = (0..SETTLED + 100)
+        .map(|_| {
+            let start = std::time::Instant::now();
+            let latents = pair
+                .gpu
+                .encode(&pictures, sampled.then_some(&draw))
+                .unwrap();
+            let rows: Vec<_> = (contexts.iter())
+                .map(|context| Denoise {
+                    sample: &latents,
+                    context,
+                })
+                .collect();
+            let predicted = pair.gpu.denoise(&rows).unwrap();
+            pair.gpu.decode(&predicted[0]).unwrap();
+            cuda.finish().unwrap();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .skip(SETTLED)
+        .collect();
+    times.sort_by(f64::total_cmp);
+    [times[0], times[times.len() / 2]]
+}
+
+/// A model of any size: compared with the host, and timed.
+#[test]
+#[ignore = "needs an NVIDIA GPU, and CUDA_MODEL, the path of a model folder (CUDA_SIDE: width and height in pixels)"]
+fn a_model_of_yours() {
+    let folder = std::env::var_os("CUDA_MODEL").expect("CUDA_MODEL");
+    let side = std::env::var("CUDA_SIDE").map_or(512, |side| side.parse().unwrap());
+    let (cuda, _guard) = gpu();
+    let pair = Pair::open(&cuda, Path::new(&folder), true);
+    let texts = pair.texts(1);
+    let (given, whole) = (
+        pair.contexts(&pair.gpu, &texts),
+        pair.contexts(&pair.host, &texts),
+    );
+    let rows = rows(&pair, 1, 2);
+    let found = pair.found(&cuda, &given, &rows);
+    let difference = difference(&found, &pair.expected(&whole, &rows));
+    println!("largest difference {difference:.1e}");
+    for rows in [1, 2, 4] {
+        let before = cuda.launches();
+        let [least, middle] = time(&cuda, &pair, rows, side);
+        let (after, refusal) = (cuda.launches(), cuda.refusal());
+        println!(
+            "{side}x{side}, {rows} rows: {middle:.2} ms ({least:.2} at best); {} graphs, {} not; {refusal:?}",
+            after.graphs - before.graphs,
+            after.eager - before.eager
+        );
+    }
+    let (free, total) = cuda.memory().unwrap();
+    println!("{} of {} MB in use", (total - free) >> 20, total >> 20);
+    // Sums in f16 differ by that, in a model of hundreds of layers.
+    assert!(difference <= 2e-2, "{difference:.1e}");
+}
+
 #[test]
 fn without_the_provider_it_is_told_what_is_missing() {
     if let Err(error) = CudaOnnxModel::available() {
