@@ -4,7 +4,7 @@ use gststreamdiffusion::device::cuda::kernels::{
     COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Element, Kernel,
     PosteriorRow, SlerpRow,
 };
-use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor};
+use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor, Update};
 use half::f16;
 
 use crate::case::{Case, Runner, address, everywhere};
@@ -341,9 +341,15 @@ fn steps_of_the_host_device(runner: &dyn Runner) {
 
     let tensors: Vec<HostTensor> = operands.iter().map(|o| host_tensor(o)).collect();
     let mut x = tensors[0].clone();
-    Host.step(k, &mut x, &tensors[1], Some(&tensors[2]), Some(&tensors[3]))
-        .unwrap();
-    let noisy = Host.add_noise(0.6, &tensors[1], 0.8, &tensors[2]);
+    let update = Update {
+        k,
+        x: &mut x,
+        prediction: &tensors[1],
+        reference: Some(&tensors[2]),
+        noise: Some(&tensors[3]),
+    };
+    Host.step(vec![update]).unwrap();
+    let noisy = Host.add_noise(0.6, &tensors[1], 0.8, &tensors[2]).unwrap();
     for (found, right) in [(&result[0][..], x), (unguarded(&result[4]), noisy)] {
         for (found, right) in halves(found).iter().zip(right.data()) {
             is_rounded(*found, f64::from(*right), 8.0, &"step");
@@ -530,7 +536,7 @@ fn cosines(runner: &dyn Runner) {
             assert_eq!(unguarded(&result[6]), unguarded(&result[2]));
             assert_eq!(result[4], [0; 16]);
             let cosine = found[0] / (found[1] * found[2]).sqrt();
-            let host = Host.cosine(&host_tensor(a), &host_tensor(b));
+            let host = Host.cosine(&host_tensor(a), &host_tensor(b)).unwrap();
             assert!((cosine - host).abs() < 5e-7, "{cosine}, not {host}");
         }
     }
