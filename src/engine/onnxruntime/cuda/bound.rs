@@ -183,8 +183,12 @@ impl Bound {
         let mut session = self.session.lock();
         let binding = self.binding.lock();
         let runs = self.runs.fetch_add(1, Ordering::Relaxed);
-        if self.session.copies() {
-            // Inputs that are read in main memory are taken there when they are bound.
+        let known = match self.session.provider() {
+            Provider::Cuda(provider) => !matches!(provider.graphs, Graphs::None(_)),
+            Provider::Cpu => true,
+        };
+        if !known || self.session.copies() {
+            // Inputs that are read in main memory are taken there when they are bound. Old versions do not tell.
             binding.bind_inputs()?;
         }
         let waits = !captured && runs.is_multiple_of(WAITS);
