@@ -1,7 +1,6 @@
 //! The way of a buffer through the element, on the streaming thread.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -11,12 +10,11 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 
 use super::imp::StreamDiffusion;
+use super::runtime::Picture;
 use super::timeline::Departure;
-use super::worker::{Asker, Frame, Unanswered};
+use super::worker::{Asker, Finished, Frame, Unanswered};
 use super::{CAT, errors};
-use crate::device::HostTensor;
 use crate::error::Error;
-use crate::stream::Shown;
 
 impl StreamDiffusion {
     /// Has the worker restyle a frame, and puts what became ready on the timeline.
@@ -39,19 +37,18 @@ impl StreamDiffusion {
             CAT,
             imp = self,
             "Frame {ticket}: {} ready after {:?}",
-            restyled.shown.len(),
+            restyled.finished.len(),
             restyled.took
         );
         self.tell_latency(if immediate { 0 } else { restyled.delay }, restyled.took);
         let mut state = self.state.lock();
         if !immediate {
-            state.timeline.finish(restyled.shown);
+            state.timeline.finish(restyled.finished);
             return Ok(());
         }
-        match state.pick(restyled.shown) {
+        match state.pick(restyled.finished) {
             Some(picture) => {
-                let tag = ticket;
-                state.timeline.finish(vec![Shown { picture, tag }]);
+                state.timeline.finish(vec![Finished { picture, ticket }]);
                 Ok(())
             }
             None => {
@@ -87,8 +84,13 @@ impl StreamDiffusion {
         let loaded = asker
             .model(&self.interrupt)
             .map_err(|unanswered| self.unanswered(unanswered))?;
-        gst::info!(CAT, imp = self, "Model {} is loaded", loaded.folder.name());
-        self.manifest.lock().clone_from(loaded.folder.manifest());
+        gst::info!(
+            CAT,
+            imp = self,
+            "Model {} is loaded",
+            loaded.folder().name()
+        );
+        self.manifest.lock().clone_from(loaded.folder().manifest());
         *self.kept.lock() = Some(loaded.clone());
         self.state.lock().loaded = Some(loaded);
         Ok(())
@@ -109,10 +111,10 @@ impl StreamDiffusion {
             state.import(&loaded, &input, settings)
         };
         match result {
-            Ok((picture, settings, prime)) => {
+            Ok((content, settings, prime)) => {
                 let input = without_memory(&input)?;
                 Ok(Frame {
-                    picture,
+                    input: content,
                     ticket: self.state.lock().timeline.frame(input),
                     settings,
                     prime,
@@ -142,10 +144,10 @@ impl StreamDiffusion {
     fn export(
         &self,
         input: &gst::Buffer,
-        picture: &Arc<HostTensor>,
+        picture: &Picture,
     ) -> Result<gst::Buffer, gst::FlowError> {
         let shared = match &self.state.lock().last {
-            Some((last, buffer)) if Arc::ptr_eq(last, picture) => Some(buffer.copy()),
+            Some((last, buffer)) if last.is(picture) => Some(buffer.copy()),
             _ => None,
         };
         let mut output = match shared {
@@ -195,11 +197,11 @@ impl StreamDiffusion {
                 _ => return Ok(()),
             }
         };
-        let shown = asker
+        let finished = asker
             .drain(&self.interrupt)
             .map_err(|unanswered| self.unanswered(unanswered))?;
-        gst::debug!(CAT, imp = self, "Drained {} frames", shown.len());
-        self.state.lock().timeline.finish(shown);
+        gst::debug!(CAT, imp = self, "Drained {} frames", finished.len());
+        self.state.lock().timeline.finish(finished);
         while let Some(buffer) = self.depart()? {
             self.obj().src_pad().push(buffer)?;
         }

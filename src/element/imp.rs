@@ -11,12 +11,12 @@ use gst_base::subclass::prelude::*;
 use parking_lot::Mutex;
 
 use super::latency::Latency;
+use super::runtime::LoadedModel;
 use super::settings::Settings;
 use super::state::State;
 use super::stats::Stats;
 use super::worker::{Interrupt, Observer, Worker};
 use super::{CAT, caps, errors, model_path, properties};
-use crate::engine::shared::Loaded;
 use crate::error::Error;
 use crate::model::Manifest;
 
@@ -28,7 +28,7 @@ pub struct StreamDiffusion {
     /// What the loaded model's folder says, for properties that are not set.
     pub(super) manifest: Mutex<Manifest>,
     /// Keeps the model loaded until the element goes to NULL, so that READY and back is quick.
-    pub(super) kept: Mutex<Option<Arc<Loaded>>>,
+    pub(super) kept: Mutex<Option<LoadedModel>>,
     /// Ends waits of the streaming thread.
     pub(super) interrupt: Interrupt,
     /// The worker's thread while the element is started.

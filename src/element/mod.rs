@@ -8,7 +8,6 @@ use gst::prelude::*;
 pub use model_path::bundled as bundled_model;
 
 mod caps;
-mod convert;
 mod enums;
 mod errors;
 mod flow;
@@ -17,9 +16,11 @@ mod latency;
 mod model_path;
 mod prompts;
 mod properties;
+mod runtime;
 mod settings;
 mod state;
 mod stats;
+mod studio;
 mod timeline;
 mod worker;
 

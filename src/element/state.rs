@@ -3,18 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use gst::glib;
-
-use super::convert::{Exporter, Importer};
+use super::runtime::host::Converters;
+use super::runtime::{Input, LoadedModel, Picture};
 use super::settings::Settings;
 use super::timeline::Timeline;
-use super::worker::Asker;
+use super::worker::{Asker, Finished};
 use super::{CAT, Timing};
-use crate::device::HostTensor;
-use crate::engine::Model;
-use crate::engine::shared::Loaded;
 use crate::error::Error;
-use crate::stream::Shown;
 
 /// The streaming thread's state, from start to stop.
 #[derive(Default)]
@@ -23,16 +18,16 @@ pub(super) struct State {
     at_start: Settings,
     timing: Timing,
     pub(super) asker: Option<Asker>,
-    pub(super) loaded: Option<Arc<Loaded>>,
+    pub(super) loaded: Option<LoadedModel>,
     video: Option<Video>,
     pub(super) timeline: Timeline,
     /// The last properties that were sent to the worker, to share them while they don't change.
     sent: Option<Arc<Settings>>,
     /// The picture that left last and its memory, which frames that share the picture share too.
-    pub(super) last: Option<(Arc<HostTensor>, gst::Buffer)>,
+    pub(super) last: Option<(Picture, gst::Buffer)>,
     /// In immediate timing: pictures finished but not shown yet, and the one shown last.
-    waiting: VecDeque<Arc<HostTensor>>,
-    last_shown: Option<Arc<HostTensor>>,
+    waiting: VecDeque<Picture>,
+    last_shown: Option<Picture>,
 }
 
 /// What the caps say, and the conversions that follow from it.
@@ -40,7 +35,7 @@ struct Video {
     input: gst_video::VideoInfo,
     output: gst_video::VideoInfo,
     /// Made at the first frame, when the model is known.
-    converters: Option<(Importer, Exporter)>,
+    converters: Option<Converters>,
 }
 
 impl State {
@@ -92,20 +87,15 @@ impl State {
     /// The picture of a frame, the properties that go with it, and whether a stream that holds nothing is primed.
     pub(super) fn import(
         &mut self,
-        loaded: &Loaded,
+        loaded: &LoadedModel,
         input: &gst::Buffer,
         settings: Settings,
-    ) -> Result<(HostTensor, Arc<Settings>, bool), Error> {
+    ) -> Result<(Input, Arc<Settings>, bool), Error> {
         let Some(video) = &mut self.video else {
             return Err(Error::engine("input", "a frame came before its caps"));
         };
-        let (importer, _) = video.converters(loaded, &self.at_start)?;
-        let picture = importer.import(input).map_err(|err| {
-            Error::engine(
-                "input",
-                format!("the buffer does not hold a frame of its caps: {err}"),
-            )
-        })?;
+        let converters = video.converters(loaded, &self.at_start)?;
+        let picture = converters.import(input)?;
         let settings = Settings {
             frame_buffer_size: self.at_start.frame_buffer_size,
             ..settings
@@ -120,23 +110,23 @@ impl State {
     /// Writes a picture into an output buffer.
     pub(super) fn export(
         &mut self,
-        picture: &HostTensor,
+        picture: &Picture,
         output: &mut gst::BufferRef,
     ) -> Result<(), Error> {
         let (Some(video), Some(loaded)) = (&mut self.video, &self.loaded) else {
             return Err(Error::engine("output", "a picture came before its caps"));
         };
-        let (_, exporter) = video.converters(loaded, &self.at_start)?;
-        exporter
-            .export(picture, output)
-            .map_err(|err| Error::engine("output", err.to_string()))
+        let converters = video.converters(loaded, &self.at_start)?;
+        match picture {
+            Picture::Host(picture) => converters.export(picture, output),
+        }
     }
 
     /// The picture to show now in immediate timing: the oldest one that has not been shown, else the last one again.
-    pub(super) fn pick(&mut self, shown: Vec<Shown<HostTensor, u64>>) -> Option<Arc<HostTensor>> {
-        for Shown { picture, .. } in shown {
+    pub(super) fn pick(&mut self, finished: Vec<Finished>) -> Option<Picture> {
+        for Finished { picture, .. } in finished {
             let known = self.waiting.back().or(self.last_shown.as_ref());
-            if !known.is_some_and(|known| Arc::ptr_eq(known, &picture)) {
+            if !known.is_some_and(|known| known.is(&picture)) {
                 self.waiting.push_back(picture);
             }
         }
@@ -155,21 +145,18 @@ impl Video {
     /// The conversions to and from the size that frames are processed at.
     fn converters(
         &mut self,
-        loaded: &Loaded,
+        loaded: &LoadedModel,
         settings: &Settings,
-    ) -> Result<&mut (Importer, Exporter), Error> {
+    ) -> Result<&mut Converters, Error> {
         if let Some(ref mut converters) = self.converters {
             return Ok(converters);
         }
         let frame = (self.input.width() as usize, self.input.height() as usize);
-        let limits = loaded.model.limits();
-        let size = settings.processing_size(loaded.folder.manifest(), limits, frame);
+        let limits = loaded.limits();
+        let size = settings.processing_size(loaded.folder().manifest(), limits, frame);
         limits.check_size(size.0, size.1)?;
         gst::info!(CAT, "Processing at {}x{}", size.0, size.1);
-        let failed = |err: glib::BoolError| Error::engine("video converter", err.to_string());
-        Ok(self.converters.insert((
-            Importer::new(&self.input, size).map_err(failed)?,
-            Exporter::new(size, &self.output).map_err(failed)?,
-        )))
+        let converters = Converters::new(&self.input, size, &self.output)?;
+        Ok(self.converters.insert(converters))
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::runtime::LoadedModel;
 use crate::device::Device;
 use crate::engine::Model;
-use crate::engine::shared::Loaded;
 use crate::stream::{Counters, Stage, StageTimes, Stream};
 
 /// Frames over which the frame rate is taken.
@@ -26,10 +26,10 @@ pub struct Stats {
 
 impl Stats {
     /// Notes what was loaded.
-    pub fn loaded(&mut self, loaded: &Loaded) {
-        self.model = Some(loaded.folder.name());
-        self.backend = Some(loaded.model.backend().to_owned());
-        self.precomputed = Some(loaded.model.precomputed().to_owned());
+    pub fn loaded(&mut self, loaded: &LoadedModel) {
+        self.model = Some(loaded.folder().name());
+        self.backend = Some(loaded.backend().to_owned());
+        self.precomputed = Some(loaded.precomputed().to_owned());
     }
 
     /// Takes over the stream's figures.

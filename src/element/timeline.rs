@@ -1,10 +1,9 @@
 //! What still has to leave the element, in order: frames under way and the events that came in among them.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use crate::device::HostTensor;
-use crate::stream::Shown;
+use super::runtime::Picture;
+use super::worker::Finished;
 
 /// Something that came in and has not left yet.
 enum Entry {
@@ -19,7 +18,7 @@ pub enum Departure {
     /// A finished picture and the input buffer it is shown for.
     Frame {
         input: gst::Buffer,
-        picture: Arc<HostTensor>,
+        picture: Picture,
     },
     /// An event whose turn has come.
     Event(gst::Event),
@@ -29,7 +28,7 @@ pub enum Departure {
 #[derive(Default)]
 pub struct Timeline {
     entries: VecDeque<Entry>,
-    finished: VecDeque<Shown<HostTensor, u64>>,
+    finished: VecDeque<Finished>,
     tickets: u64,
 }
 
@@ -48,8 +47,8 @@ impl Timeline {
     }
 
     /// Notes pictures that are finished.
-    pub fn finish(&mut self, shown: Vec<Shown<HostTensor, u64>>) {
-        self.finished.extend(shown);
+    pub fn finish(&mut self, finished: Vec<Finished>) {
+        self.finished.extend(finished);
     }
 
     /// Whether nothing is under way.
@@ -67,8 +66,12 @@ impl Timeline {
         match self.entries.pop_front()? {
             Entry::Event(event) => Some(Departure::Event(event)),
             Entry::Frame { ticket, input } => {
-                let Shown { picture, tag } = self.finished.pop_front()?;
-                debug_assert_eq!(tag, ticket, "the stream keeps the order of frames");
+                let finished = self.finished.pop_front()?;
+                debug_assert_eq!(
+                    finished.ticket, ticket,
+                    "the stream keeps the order of frames"
+                );
+                let picture = finished.picture;
                 Some(Departure::Frame { input, picture })
             }
         }

@@ -2,27 +2,25 @@
 //!
 //! The streaming thread asks it for one thing at a time and waits; a flush or a stop ends the wait at once.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::prompts::PromptEncoder;
-use super::settings::{Prompts, Settings};
+use super::runtime::host::HostRuntime;
+use super::runtime::{Input, LoadedModel, Picture, Runtime};
+use super::settings::Settings;
 use super::stats::Stats;
-use crate::device::{Host, HostTensor};
-use crate::engine::onnxruntime::OnnxModel;
-use crate::engine::shared::{self, Loaded};
+use super::studio::Studio;
 use crate::error::{Error, Result};
-use crate::stream::{Conditioning, Shown, Stream};
 
 /// A picture to restyle.
 pub struct Frame {
-    /// `[1, 3, H, W]` in [-1, 1].
-    pub picture: HostTensor,
+    /// What it shows.
+    pub input: Input,
     /// Its name on its way through.
     pub ticket: u64,
     /// The properties at the time it came in.
@@ -31,29 +29,37 @@ pub struct Frame {
     pub prime: bool,
 }
 
+/// A picture for one input frame.
+pub struct Finished {
+    /// The restyled picture; frames may share one.
+    pub picture: Picture,
+    /// The input frame's name.
+    pub ticket: u64,
+}
+
 /// What a frame led to.
 pub struct Restyled {
     /// Pictures that are ready, in the order of their frames.
-    pub shown: Vec<Shown<HostTensor, u64>>,
+    pub finished: Vec<Finished>,
     /// How many frames the stream holds back.
     pub delay: usize,
     /// How long it took.
     pub took: Duration,
 }
 
-enum Job {
+pub(super) enum Job {
     /// Wait for the model.
-    Model(Reply<Arc<Loaded>>),
+    Model(Reply<LoadedModel>),
     /// Restyle a frame.
     Frame(Box<Frame>, Reply<Restyled>),
     /// Finish all frames.
-    Drain(Reply<Vec<Shown<HostTensor, u64>>>),
+    Drain(Reply<Vec<Finished>>),
     /// Forget all frames.
     Reset,
 }
 
 /// What comes back for a job.
-enum Answer<R> {
+pub(super) enum Answer<R> {
     Done(Result<R>),
     /// The wait was ended from outside.
     Interrupted,
@@ -62,10 +68,10 @@ enum Answer<R> {
 }
 
 /// Where the answer to a job goes. A job that is dropped unanswered says so, so that nobody waits for ever.
-struct Reply<R>(Option<mpsc::Sender<Answer<R>>>);
+pub(super) struct Reply<R>(Option<mpsc::Sender<Answer<R>>>);
 
 impl<R> Reply<R> {
-    fn send(mut self, result: Result<R>) {
+    pub(super) fn send(mut self, result: Result<R>) {
         if let Some(sender) = self.0.take() {
             // After a flush nobody listens any more.
             let _ = sender.send(Answer::Done(result));
@@ -145,10 +151,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("sd-worker".into())
             .spawn(move || {
-                match guarded(|| Studio::new(&model, &stats)) {
-                    Ok(mut studio) => studio.serve(&received, &stats, &observer),
-                    Err(error) => observer.failed(&error),
-                }
+                work(|| HostRuntime::load(&model), &received, &stats, &observer);
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
                 drop(received);
             })?;
@@ -180,7 +183,7 @@ pub struct Asker(mpsc::Sender<Job>);
 
 impl Asker {
     /// Waits for the model.
-    pub fn model(&self, interrupt: &Interrupt) -> std::result::Result<Arc<Loaded>, Unanswered> {
+    pub fn model(&self, interrupt: &Interrupt) -> std::result::Result<LoadedModel, Unanswered> {
         self.ask(interrupt, Job::Model)
     }
 
@@ -194,10 +197,7 @@ impl Asker {
     }
 
     /// Has all frames finished.
-    pub fn drain(
-        &self,
-        interrupt: &Interrupt,
-    ) -> std::result::Result<Vec<Shown<HostTensor, u64>>, Unanswered> {
+    pub fn drain(&self, interrupt: &Interrupt) -> std::result::Result<Vec<Finished>, Unanswered> {
         self.ask(interrupt, Job::Drain)
     }
 
@@ -236,190 +236,21 @@ impl Asker {
     }
 }
 
+/// All that the thread does: loads a model, then does jobs with it until nobody can ask for any more.
+fn work<R: Runtime>(
+    load: impl FnOnce() -> Result<R>,
+    jobs: &mpsc::Receiver<Job>,
+    stats: &Mutex<Stats>,
+    observer: &impl Observer,
+) {
+    match guarded(|| Studio::new(load()?, stats)) {
+        Ok(mut studio) => studio.serve(jobs, stats, observer),
+        Err(error) => observer.failed(&error),
+    }
+}
+
 /// Turns a panic into an error, so that it ends a frame and not a thread that others wait for.
-fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
+pub(super) fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Error::engine("worker", "panicked; this is a bug")))
-}
-
-/// What the thread works with.
-struct Studio {
-    loaded: Arc<Loaded>,
-    prompts: PromptEncoder<OnnxModel>,
-    /// The prompts asked for last.
-    wanted: Option<Prompts>,
-    /// The properties looked at last.
-    applied: Option<Arc<Settings>>,
-    /// The properties in force: those looked at last, unless they could not be taken over.
-    in_force: Option<Arc<Settings>>,
-    /// The prompts in force.
-    conditioning: Option<Conditioning<OnnxModel>>,
-    running: Option<Running>,
-}
-
-type HostStream = Stream<Host, OnnxModel, u64>;
-
-/// A stream and what it was made for.
-struct Running {
-    stream: HostStream,
-    /// Width and height.
-    size: (usize, usize),
-    primed: bool,
-}
-
-impl Studio {
-    /// Loads the model.
-    fn new(model: &Path, stats: &Mutex<Stats>) -> Result<Self> {
-        let loaded = shared::load(model)?;
-        stats.lock().loaded(&loaded);
-        Ok(Self {
-            prompts: PromptEncoder::new(loaded.model.clone())?,
-            loaded,
-            wanted: None,
-            applied: None,
-            in_force: None,
-            conditioning: None,
-            running: None,
-        })
-    }
-
-    /// Does jobs until nobody can ask for any more.
-    fn serve(
-        &mut self,
-        jobs: &mpsc::Receiver<Job>,
-        stats: &Mutex<Stats>,
-        observer: &impl Observer,
-    ) {
-        for job in jobs {
-            match job {
-                Job::Model(reply) => reply.send(Ok(self.loaded.clone())),
-                Job::Frame(frame, reply) => {
-                    let restyled = guarded(|| self.restyle(*frame, observer));
-                    self.tell(stats);
-                    reply.send(restyled);
-                }
-                Job::Drain(reply) => {
-                    let shown = guarded(|| match &mut self.running {
-                        Some(running) => running.stream.drain(),
-                        None => Ok(Vec::new()),
-                    });
-                    self.tell(stats);
-                    reply.send(shown);
-                }
-                Job::Reset => {
-                    if let Some(running) = &mut self.running {
-                        running.stream.reset();
-                        running.primed = false;
-                    }
-                }
-            }
-        }
-    }
-
-    fn tell(&self, stats: &Mutex<Stats>) {
-        if let Some(running) = &self.running {
-            stats.lock().update(&running.stream, running.size);
-        }
-    }
-
-    fn restyle(&mut self, frame: Frame, observer: &impl Observer) -> Result<Restyled> {
-        let start = Instant::now();
-        let Frame {
-            picture,
-            ticket,
-            settings,
-            prime,
-        } = frame;
-        let size = match picture.shape() {
-            &[_, _, height, width] => (width, height),
-            shape => return Err(Error::engine("worker", format!("no picture: {shape:?}"))),
-        };
-        self.want_prompts(&settings);
-        let mut running = match self.running.take() {
-            Some(running) if running.size == size => running,
-            _ => self.start(size, &settings)?,
-        };
-        self.apply(&mut running.stream, &settings, observer);
-        if prime && !running.primed {
-            running.stream.prime(&picture, &ticket)?;
-            running.primed = true;
-        }
-        let shown = running.stream.submit(picture, ticket)?;
-        let delay = running.stream.delay();
-        self.running = Some(running);
-        Ok(Restyled {
-            shown,
-            delay,
-            took: start.elapsed(),
-        })
-    }
-
-    fn want_prompts(&mut self, settings: &Settings) {
-        let prompts = settings.prompts(self.loaded.folder.manifest());
-        if self.wanted.as_ref() != Some(&prompts) {
-            self.wanted = Some(prompts.clone());
-            let needs = self.running.as_ref().map(|running| running.stream.needs());
-            self.prompts.want(prompts, needs);
-        }
-    }
-
-    /// A new stream, with the properties in force if there are any: newer ones are for [`Self::apply`] to take over or
-    /// refuse. Frames wait for prompts only if there are none in force yet.
-    fn start(&mut self, size: (usize, usize), settings: &Arc<Settings>) -> Result<Running> {
-        let conditioning = match (&self.conditioning, &self.wanted) {
-            (Some(conditioning), _) => conditioning.clone(),
-            (None, Some(prompts)) => self.prompts.wait_for(prompts)?,
-            (None, None) => return Err(Error::engine("text_encoder", "was asked for no prompt")),
-        };
-        self.conditioning = Some(conditioning.clone());
-        let settings = self.in_force.clone().unwrap_or_else(|| settings.clone());
-        let folder = &self.loaded.folder;
-        let stream = Stream::new(
-            Host,
-            self.loaded.model.clone(),
-            folder.scheduler().clone(),
-            size,
-            settings.frame_buffer_size as usize,
-            settings.stream(folder.manifest(), folder.scheduler().method)?,
-            conditioning,
-        )?;
-        if self.in_force.is_none() {
-            self.in_force = Some(settings.clone());
-            self.applied = Some(settings);
-        }
-        Ok(Running {
-            stream,
-            size,
-            primed: false,
-        })
-    }
-
-    /// Takes over live changes. What cannot be done is told once and leaves the old values in force.
-    fn apply(
-        &mut self,
-        stream: &mut HostStream,
-        settings: &Arc<Settings>,
-        observer: &impl Observer,
-    ) {
-        if self.applied.as_ref() != Some(settings) {
-            self.applied = Some(settings.clone());
-            let folder = &self.loaded.folder;
-            let changed = settings.stream(folder.manifest(), folder.scheduler().method);
-            match changed.and_then(|settings| stream.configure(&settings)) {
-                Ok(()) => self.in_force = Some(settings.clone()),
-                Err(error) => observer.change_refused(&error),
-            }
-        }
-        match self.prompts.take_new() {
-            Some(Ok(conditioning)) => {
-                self.conditioning = Some(conditioning.clone());
-                stream.set_conditioning(conditioning);
-            }
-            Some(Err(error)) => observer.change_refused(&error),
-            None => {}
-        }
-        if let Some(cut) = self.prompts.take_cut() {
-            observer.warned(&cut);
-        }
-    }
 }

@@ -10,50 +10,73 @@ use super::onnxruntime::OnnxModel;
 use crate::error::{Error, Result};
 use crate::model::{Component, ModelFolder};
 
-/// A model folder and its components, ready to run.
-pub struct Loaded {
+/// A model folder and its components, ready to run by one kind of engine.
+pub struct Loaded<M = OnnxModel> {
     /// What the folder says.
     pub folder: ModelFolder,
     /// Its components.
-    pub model: Arc<OnnxModel>,
+    pub model: Arc<M>,
 }
 
-/// A folder in one state of its files: a folder that was changed is another model.
+/// A folder in one state of its files, on one device: a folder that was changed is another model, and so is one on
+/// another GPU.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     path: PathBuf,
     files: Vec<(PathBuf, u64, Option<SystemTime>)>,
+    /// The number of the GPU; 0 for the host, which there is one of.
+    device: usize,
 }
 
 /// Held while its model loads, so that whoever wants the same one waits for it, and nobody else does.
-type Slot = Arc<Mutex<Weak<Loaded>>>;
+type Slot<M> = Arc<Mutex<Weak<Loaded<M>>>>;
 
-static MODELS: LazyLock<Mutex<HashMap<Key, Slot>>> = LazyLock::new(Mutex::default);
+/// The loaded models of one kind of engine.
+struct Cache<M>(LazyLock<Mutex<HashMap<Key, Slot<M>>>>);
 
-/// The model in the folder at `path`: the one in use elsewhere in the process if there is one, else loaded now, which
-/// takes seconds for a big one. It is unloaded when its last user drops it. Failures are not remembered.
-pub fn load(path: &Path) -> Result<Arc<Loaded>> {
-    let key = key(path)?;
-    let slot = {
-        let mut models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
-        // Forget what nobody uses or loads.
-        models.retain(|_, slot| {
-            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|s| s.strong_count() > 0)
-        });
-        models.entry(key).or_default().clone()
-    };
-    let mut loaded = slot.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(loaded) = loaded.upgrade() {
-        return Ok(loaded);
+impl<M> Cache<M> {
+    const fn new() -> Self {
+        Self(LazyLock::new(Mutex::default))
     }
-    let folder = ModelFolder::open(path)?;
-    let model = Arc::new(OnnxModel::open(&folder)?);
-    let new = Arc::new(Loaded { folder, model });
-    *loaded = Arc::downgrade(&new);
-    Ok(new)
+
+    /// The model in the folder at `path`: the one in use if there is one, else what `open` makes of the folder.
+    fn get(
+        &self,
+        path: &Path,
+        device: usize,
+        open: impl FnOnce(&ModelFolder) -> Result<M>,
+    ) -> Result<Arc<Loaded<M>>> {
+        let key = key(path, device)?;
+        let slot = {
+            let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Forget what nobody uses or loads.
+            models.retain(|_, slot| {
+                Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|s| s.strong_count() > 0)
+            });
+            models.entry(key).or_default().clone()
+        };
+        let mut loaded = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = loaded.upgrade() {
+            return Ok(loaded);
+        }
+        let folder = ModelFolder::open(path)?;
+        let model = Arc::new(open(&folder)?);
+        let new = Arc::new(Loaded { folder, model });
+        *loaded = Arc::downgrade(&new);
+        Ok(new)
+    }
 }
 
-fn key(path: &Path) -> Result<Key> {
+static HOST: Cache<OnnxModel> = Cache::new();
+
+/// The model in the folder at `path`, run by ONNX Runtime on the CPU: the one in use elsewhere in the process if there
+/// is one, else loaded now, which takes seconds for a big one. It is unloaded when its last user drops it. Failures are
+/// not remembered.
+pub fn load(path: &Path) -> Result<Arc<Loaded>> {
+    HOST.get(path, 0, OnnxModel::open)
+}
+
+fn key(path: &Path, device: usize) -> Result<Key> {
     let canonical = path.canonicalize().map_err(|e| {
         Error::not_found(
             path,
@@ -73,6 +96,7 @@ fn key(path: &Path) -> Result<Key> {
     Ok(Key {
         path: canonical,
         files,
+        device,
     })
 }
 

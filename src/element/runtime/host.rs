@@ -1,0 +1,90 @@
+//! The CPU: ONNX Runtime, and pictures in main memory. Frames are converted on the streaming thread.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::convert::{Exporter, Importer};
+use super::{Input, LoadedModel, Picture, Runtime};
+use crate::device::{Host, HostTensor};
+use crate::engine::onnxruntime::OnnxModel;
+use crate::engine::shared::{self, Loaded};
+use crate::error::{Error, Result};
+
+/// The worker's half.
+pub struct HostRuntime(Arc<Loaded>);
+
+impl HostRuntime {
+    /// Loads the model in the folder `model`.
+    pub fn load(model: &Path) -> Result<Self> {
+        shared::load(model).map(Self)
+    }
+}
+
+impl Runtime for HostRuntime {
+    type Device = Host;
+    type Model = OnnxModel;
+
+    fn device(&self) -> Host {
+        Host
+    }
+
+    fn loaded(&self) -> &Arc<Loaded> {
+        &self.0
+    }
+
+    fn handle(&self) -> LoadedModel {
+        LoadedModel::Host(self.0.clone())
+    }
+
+    fn import(&mut self, input: Input) -> Result<HostTensor> {
+        match input {
+            Input::Host(picture) => Ok(picture),
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn picture(picture: Arc<HostTensor>) -> Picture {
+        Picture::Host(picture)
+    }
+}
+
+/// The streaming thread's half: conversion of frames by libgstvideo.
+pub struct Converters {
+    importer: Importer,
+    exporter: Exporter,
+}
+
+impl Converters {
+    /// From frames of `input` to pictures of `size` (width, height), and from these to frames of `output`.
+    pub fn new(
+        input: &gst_video::VideoInfo,
+        size: (usize, usize),
+        output: &gst_video::VideoInfo,
+    ) -> Result<Self> {
+        let failed = |err: gst::glib::BoolError| Error::engine("video converter", err.to_string());
+        Ok(Self {
+            importer: Importer::new(input, size).map_err(failed)?,
+            exporter: Exporter::new(size, output).map_err(failed)?,
+        })
+    }
+
+    /// The picture of a frame.
+    pub fn import(&mut self, frame: &gst::BufferRef) -> Result<Input> {
+        self.importer.import(frame).map(Input::Host).map_err(|err| {
+            Error::engine(
+                "input",
+                format!("the buffer does not hold a frame of its caps: {err}"),
+            )
+        })
+    }
+
+    /// Writes a picture into the frame `output`.
+    pub fn export(&mut self, picture: &HostTensor, output: &mut gst::BufferRef) -> Result<()> {
+        self.exporter
+            .export(picture, output)
+            .map_err(|err| Error::engine("output", err.to_string()))
+    }
+}

@@ -1,0 +1,116 @@
+//! What runs the stream: a device, a model on it, and the ways of a video frame onto the device and back.
+//!
+//! The stream is generic over these; the element is not. [`Input`], [`Picture`] and [`LoadedModel`] are what passes
+//! between the two.
+
+mod convert;
+pub mod host;
+
+use std::sync::Arc;
+
+use crate::device::{Device, HostTensor};
+use crate::engine::shared::Loaded;
+use crate::engine::{Limits, Model};
+use crate::error::{Error, Result};
+use crate::model::ModelFolder;
+
+/// A tensor of a runtime's device.
+pub type TensorOf<R> = <<R as Runtime>::Device as Device>::Tensor;
+
+/// What the worker's thread runs the stream on. Everything is called on that thread.
+pub trait Runtime {
+    /// Where tensors live.
+    type Device: Device;
+    /// What computes on them.
+    type Model: Model<Tensor = TensorOf<Self>>;
+
+    /// The device, for one more stream.
+    fn device(&self) -> Self::Device;
+
+    /// The model.
+    fn loaded(&self) -> &Arc<Loaded<Self::Model>>;
+
+    /// The model as the element knows it.
+    fn handle(&self) -> LoadedModel;
+
+    /// The picture `[1, 3, H, W]` of an input frame, on the device. It may be still on its way until
+    /// [`finish`](Self::finish) returns.
+    fn import(&mut self, input: Input) -> Result<TensorOf<Self>>;
+
+    /// Waits until the device has done all it was asked for, and lets go of what came in for it.
+    fn finish(&mut self) -> Result<()>;
+
+    /// A picture that the stream made, for the element.
+    fn picture(picture: Arc<TensorOf<Self>>) -> Picture;
+}
+
+/// The picture of a frame on its way to the worker.
+pub enum Input {
+    /// On the host.
+    Host(HostTensor),
+}
+
+impl Input {
+    /// Width and height of the picture that it becomes.
+    pub fn size(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Host(picture) => match picture.shape() {
+                &[1, 3, height, width] => Ok((width, height)),
+                shape => Err(Error::engine("worker", format!("no picture: {shape:?}"))),
+            },
+        }
+    }
+}
+
+/// A finished picture, wherever it lies. Clones are the same picture.
+#[derive(Clone)]
+pub enum Picture {
+    /// On the host.
+    Host(Arc<HostTensor>),
+}
+
+impl Picture {
+    /// Whether both are the same picture, not two that look alike.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Host(a), Self::Host(b)) => Arc::ptr_eq(a, b),
+        }
+    }
+}
+
+/// A loaded model, whatever runs it.
+#[derive(Clone)]
+pub enum LoadedModel {
+    /// By ONNX Runtime on the CPU.
+    Host(Arc<Loaded>),
+}
+
+impl LoadedModel {
+    /// What its folder says.
+    pub fn folder(&self) -> &ModelFolder {
+        match self {
+            Self::Host(loaded) => &loaded.folder,
+        }
+    }
+
+    /// What it can do.
+    pub fn limits(&self) -> &Limits {
+        match self {
+            Self::Host(loaded) => loaded.model.limits(),
+        }
+    }
+
+    /// What runs it, for people.
+    pub fn backend(&self) -> &str {
+        match self {
+            Self::Host(loaded) => loaded.model.backend(),
+        }
+    }
+
+    /// How much of the U-Net is computed ahead, for people.
+    pub fn precomputed(&self) -> &str {
+        match self {
+            Self::Host(loaded) => loaded.model.precomputed(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What the worker's thread works with: a runtime, and the stream on it.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::prompts::PromptEncoder;
+use super::runtime::{Input, Runtime, TensorOf};
+use super::settings::{Prompts, Settings};
+use super::stats::Stats;
+use super::worker::{Finished, Frame, Job, Observer, Restyled, guarded};
+use crate::error::{Error, Result};
+use crate::stream::{Conditioning, Shown, Stream};
+
+/// Makes pictures of frames.
+pub struct Studio<R: Runtime> {
+    prompts: PromptEncoder<R::Model>,
+    /// The prompts asked for last.
+    wanted: Option<Prompts>,
+    /// The properties looked at last.
+    applied: Option<Arc<Settings>>,
+    /// The properties in force: those looked at last, unless they could not be taken over.
+    in_force: Option<Arc<Settings>>,
+    /// The prompts in force.
+    conditioning: Option<Conditioning<R::Model>>,
+    running: Option<Running<R>>,
+    /// Dropped last: what the others hold lives on its device.
+    runtime: R,
+}
+
+type ShownBy<R> = Shown<TensorOf<R>, u64>;
+type StreamOf<R> = Stream<<R as Runtime>::Device, <R as Runtime>::Model, u64>;
+
+/// A stream and what it was made for.
+struct Running<R: Runtime> {
+    stream: StreamOf<R>,
+    /// Width and height.
+    size: (usize, usize),
+    primed: bool,
+}
+
+impl<R: Runtime> Studio<R> {
+    /// With nothing under way.
+    pub fn new(runtime: R, stats: &Mutex<Stats>) -> Result<Self> {
+        stats.lock().loaded(&runtime.handle());
+        Ok(Self {
+            prompts: PromptEncoder::new(runtime.loaded().model.clone())?,
+            runtime,
+            wanted: None,
+            applied: None,
+            in_force: None,
+            conditioning: None,
+            running: None,
+        })
+    }
+
+    /// Does jobs until nobody can ask for any more.
+    pub fn serve(
+        &mut self,
+        jobs: &mpsc::Receiver<Job>,
+        stats: &Mutex<Stats>,
+        observer: &impl Observer,
+    ) {
+        for job in jobs {
+            match job {
+                Job::Model(reply) => reply.send(Ok(self.runtime.handle())),
+                Job::Frame(frame, reply) => {
+                    let restyled = guarded(|| self.restyle(*frame, observer));
+                    self.tell(stats);
+                    reply.send(restyled);
+                }
+                Job::Drain(reply) => {
+                    let finished = guarded(|| self.drain());
+                    self.tell(stats);
+                    reply.send(finished);
+                }
+                Job::Reset => {
+                    if let Some(running) = &mut self.running {
+                        running.stream.reset();
+                        running.primed = false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&self, stats: &Mutex<Stats>) {
+        if let Some(running) = &self.running {
+            stats.lock().update(&running.stream, running.size);
+        }
+    }
+
+    fn restyle(&mut self, frame: Frame, observer: &impl Observer) -> Result<Restyled> {
+        let start = Instant::now();
+        let Frame {
+            input,
+            ticket,
+            settings,
+            prime,
+        } = frame;
+        let size = input.size()?;
+        self.want_prompts(&settings);
+        let mut running = match self.running.take() {
+            Some(running) if running.size == size => running,
+            _ => self.start(size, &settings)?,
+        };
+        self.apply(&mut running.stream, &settings, observer);
+        let shown = self.advance(&mut running, input, ticket, prime);
+        // Also after an error: the device may not have read its input yet.
+        let finished = self.runtime.finish();
+        let shown = shown?;
+        finished?;
+        let delay = running.stream.delay();
+        self.running = Some(running);
+        Ok(Restyled {
+            finished: shown.into_iter().map(Self::finished).collect(),
+            delay,
+            took: start.elapsed(),
+        })
+    }
+
+    /// Has the stream take in a frame.
+    fn advance(
+        &mut self,
+        running: &mut Running<R>,
+        input: Input,
+        ticket: u64,
+        prime: bool,
+    ) -> Result<Vec<ShownBy<R>>> {
+        let picture = self.runtime.import(input)?;
+        if prime && !running.primed {
+            running.stream.prime(&picture, &ticket)?;
+            running.primed = true;
+        }
+        running.stream.submit(picture, ticket)
+    }
+
+    /// Finishes all frames under way.
+    fn drain(&mut self) -> Result<Vec<Finished>> {
+        let Some(running) = &mut self.running else {
+            return Ok(Vec::new());
+        };
+        let shown = running.stream.drain();
+        let finished = self.runtime.finish();
+        let shown = shown?;
+        finished?;
+        Ok(shown.into_iter().map(Self::finished).collect())
+    }
+
+    fn finished(shown: ShownBy<R>) -> Finished {
+        Finished {
+            picture: R::picture(shown.picture),
+            ticket: shown.tag,
+        }
+    }
+
+    fn want_prompts(&mut self, settings: &Settings) {
+        let prompts = settings.prompts(self.runtime.loaded().folder.manifest());
+        if self.wanted.as_ref() != Some(&prompts) {
+            self.wanted = Some(prompts.clone());
+            let needs = self.running.as_ref().map(|running| running.stream.needs());
+            self.prompts.want(prompts, needs);
+        }
+    }
+
+    /// A new stream, with the properties in force if there are any: newer ones are for [`Self::apply`] to take over or
+    /// refuse. Frames wait for prompts only if there are none in force yet.
+    fn start(&mut self, size: (usize, usize), settings: &Arc<Settings>) -> Result<Running<R>> {
+        let conditioning = match (&self.conditioning, &self.wanted) {
+            (Some(conditioning), _) => conditioning.clone(),
+            (None, Some(prompts)) => self.prompts.wait_for(prompts)?,
+            (None, None) => return Err(Error::engine("text_encoder", "was asked for no prompt")),
+        };
+        self.conditioning = Some(conditioning.clone());
+        let settings = self.in_force.clone().unwrap_or_else(|| settings.clone());
+        let loaded = self.runtime.loaded();
+        let folder = &loaded.folder;
+        let stream = Stream::new(
+            self.runtime.device(),
+            loaded.model.clone(),
+            folder.scheduler().clone(),
+            size,
+            settings.frame_buffer_size as usize,
+            settings.stream(folder.manifest(), folder.scheduler().method)?,
+            conditioning,
+        )?;
+        if self.in_force.is_none() {
+            self.in_force = Some(settings.clone());
+            self.applied = Some(settings);
+        }
+        Ok(Running {
+            stream,
+            size,
+            primed: false,
+        })
+    }
+
+    /// Takes over live changes. What cannot be done is told once and leaves the old values in force.
+    fn apply(
+        &mut self,
+        stream: &mut StreamOf<R>,
+        settings: &Arc<Settings>,
+        observer: &impl Observer,
+    ) {
+        if self.applied.as_ref() != Some(settings) {
+            self.applied = Some(settings.clone());
+            let folder = &self.runtime.loaded().folder;
+            let changed = settings.stream(folder.manifest(), folder.scheduler().method);
+            match changed.and_then(|settings| stream.configure(&settings)) {
+                Ok(()) => self.in_force = Some(settings.clone()),
+                Err(error) => observer.change_refused(&error),
+            }
+        }
+        match self.prompts.take_new() {
+            Some(Ok(conditioning)) => {
+                self.conditioning = Some(conditioning.clone());
+                stream.set_conditioning(conditioning);
+            }
+            Some(Err(error)) => observer.change_refused(&error),
+            None => {}
+        }
+        if let Some(cut) = self.prompts.take_cut() {
+            observer.warned(&cut);
+        }
+    }
+}
