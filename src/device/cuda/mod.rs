@@ -7,6 +7,7 @@ mod context;
 mod frames;
 pub mod kernels;
 mod list;
+mod peer;
 mod pinned;
 mod pool;
 mod tensor;
@@ -23,6 +24,7 @@ use half::slice::HalfFloatSliceExt;
 use parking_lot::Mutex;
 
 pub use list::{Launches, Work};
+pub use peer::KeptContext;
 pub use tensor::{CudaTensor, Element};
 
 use super::{Device, HostTensor, Update};
