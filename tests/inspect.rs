@@ -6,9 +6,10 @@ use std::process::Command;
 
 use common::*;
 
-const PROPERTIES: [&str; 21] = [
+const PROPERTIES: [&str; 22] = [
     "model",
     "backend",
+    "device-id",
     "prompt",
     "negative-prompt",
     "steps",
@@ -76,6 +77,33 @@ fn gst_inspect_shows_the_element_anywhere() {
         "SRC template",
     ] {
         assert!(text.contains(part), "no {part} in {text}");
+    }
+}
+
+/// Looking at the element opens neither a driver nor a runtime.
+#[test]
+#[cfg(target_os = "linux")]
+fn gst_inspect_opens_no_gpu() {
+    let folder = Folder::new();
+    let log = folder.file("libraries");
+    let output = tool("gst-inspect-1.0", &folder, &["coreelements"])
+        .env("LD_DEBUG", "files")
+        .env("LD_DEBUG_OUTPUT", &log)
+        .arg("streamdiffusion")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mut opened = String::new();
+    // One for each process: the scanner has its own.
+    for entry in std::fs::read_dir(folder.path()).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("libraries") {
+            opened += &std::fs::read_to_string(entry.path()).unwrap();
+        }
+    }
+    assert!(opened.contains("libgststreamdiffusion.so"), "{opened}");
+    for library in ["libcuda.so", "libgstcuda", "libonnxruntime", "libnvrtc"] {
+        let line = opened.lines().find(|line| line.contains(library));
+        assert_eq!(line, None);
     }
 }
 

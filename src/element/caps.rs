@@ -27,23 +27,78 @@ pub const FORMATS: &[VideoFormat] = &[
     VideoFormat::Gray8,
 ];
 
-/// What both pads can carry: any size, any frame rate (0/1 too).
-pub fn template() -> gst::Caps {
-    gst_video::VideoCapsBuilder::new()
-        .format_list(FORMATS.iter().copied())
-        .build()
+/// The caps feature of frames in a GPU's memory.
+pub const CUDA_MEMORY: &str = "memory:CUDAMemory";
+
+/// Where the memory of frames is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// In main memory.
+    System,
+    /// In a GPU's.
+    Cuda,
 }
 
-/// What the other pad may carry when this one carries `caps`: any format, first at the same size, then at any.
+impl Memory {
+    /// The memory that caps with these features name, if it is of a kind we know and all that they ask for.
+    fn of(features: &gst::CapsFeaturesRef) -> Option<Self> {
+        if features.is_equal(gst::CAPS_FEATURES_MEMORY_SYSTEM_MEMORY.as_ref()) {
+            return Some(Self::System);
+        }
+        (features.size() == 1 && features.contains(CUDA_MEMORY)).then_some(Self::Cuda)
+    }
+
+    /// Where the frames of fixed `caps` are.
+    pub fn of_caps(caps: &gst::CapsRef) -> Self {
+        match caps.features(0).and_then(Self::of) {
+            Some(Self::Cuda) => Self::Cuda,
+            _ => Self::System,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::System => Self::Cuda,
+            Self::Cuda => Self::System,
+        }
+    }
+
+    /// The caps features that name it.
+    pub fn features(self) -> gst::CapsFeatures {
+        match self {
+            Self::System => gst::CapsFeatures::new_empty(),
+            Self::Cuda => gst::CapsFeatures::new([CUDA_MEMORY]),
+        }
+    }
+}
+
+/// What both pads can carry: any size, any frame rate (0/1 too), in a GPU's memory where there is one.
+pub fn template() -> gst::Caps {
+    let system = gst_video::VideoCapsBuilder::new()
+        .format_list(FORMATS.iter().copied())
+        .build();
+    let mut all = system.clone();
+    all.make_mut()
+        .set_features_simple(Some(Memory::Cuda.features()));
+    all.make_mut().append(system);
+    all
+}
+
+/// What the other pad may carry when this one carries `caps`: any format, in the same kind of memory first, there first
+/// at the same size, then at any. Memory of GPUs is left out unless `cuda`.
 pub fn transform(
     direction: gst::PadDirection,
     caps: &gst::Caps,
     filter: Option<&gst::Caps>,
+    cuda: bool,
 ) -> gst::Caps {
     let formats = gst::List::new(FORMATS.iter().map(|format| format.to_str()));
-    let same_size: Vec<gst::Structure> = caps
-        .iter()
-        .map(|structure| {
+    let known = caps
+        .iter_with_features()
+        .filter_map(|(structure, features)| Some((structure, Memory::of(features)?)))
+        .filter(|(_, memory)| cuda || *memory == Memory::System);
+    let same_size: Vec<(gst::Structure, Memory)> = known
+        .map(|(structure, memory)| {
             let mut other = structure.to_owned();
             other.remove_fields([
                 "colorimetry",
@@ -56,10 +111,10 @@ pub fn transform(
             if direction == gst::PadDirection::Sink {
                 other.set("interlace-mode", "progressive");
             }
-            other
+            (other, memory)
         })
         .collect();
-    let any_size = same_size.iter().map(|structure| {
+    let any_size = same_size.iter().map(|(structure, memory)| {
         let mut other = structure.clone();
         other.set("width", gst::IntRange::new(1, i32::MAX));
         other.set("height", gst::IntRange::new(1, i32::MAX));
@@ -68,9 +123,16 @@ pub fn transform(
             let most = gst::Fraction::new(i32::MAX, 1);
             other.set("pixel-aspect-ratio", gst::FractionRange::new(least, most));
         }
-        other
+        (other, *memory)
     });
-    let all: gst::Caps = same_size.iter().cloned().chain(any_size).collect();
+    let near: Vec<_> = same_size.iter().cloned().chain(any_size).collect();
+    let far = near.iter().cloned().map(|(s, memory)| (s, memory.other()));
+    let all: gst::Caps = near
+        .iter()
+        .cloned()
+        .chain(far.filter(|_| cuda))
+        .map(|(structure, memory)| (structure, memory.features()))
+        .collect();
     match filter {
         Some(filter) => filter.intersect_with_mode(&all, gst::CapsIntersectMode::First),
         None => all,
@@ -195,8 +257,11 @@ mod tests {
 
     fn negotiated(from: &str, downstream: &str) -> gst::Caps {
         let from = caps(from);
-        let others = transform(gst::PadDirection::Sink, &from, Some(&template()));
-        let others = others.intersect(&caps(downstream));
+        // As the base class does it.
+        let first = gst::CapsIntersectMode::First;
+        let others = transform(gst::PadDirection::Sink, &from, None, true)
+            .intersect_with_mode(&template(), first)
+            .intersect_with_mode(&caps(downstream), first);
         assert!(!others.is_empty(), "{downstream}");
         let fixed = fixate(&from, others);
         assert!(fixed.is_fixed(), "{fixed}");
@@ -250,6 +315,47 @@ mod tests {
             let out = negotiated(anamorphic, &format!("{square}{downstream}"));
             let got = (has::<i32>(&out, "width"), has::<i32>(&out, "height"));
             assert_eq!(got, size, "{out}");
+        }
+    }
+
+    #[test]
+    fn memory_stays_of_its_kind_where_it_can() {
+        let cuda = "video/x-raw(memory:CUDAMemory),format=NV12,width=320,height=240,framerate=30/1";
+        let memory = |from: &str, downstream: &str| Memory::of_caps(&negotiated(from, downstream));
+        assert_eq!(memory(cuda, "video/x-raw(ANY)"), Memory::Cuda);
+        assert_eq!(memory(NV12, "video/x-raw(ANY)"), Memory::System);
+        assert_eq!(memory(cuda, "video/x-raw"), Memory::System);
+        let only_cuda = "video/x-raw(memory:CUDAMemory),format=RGBA";
+        assert_eq!(memory(NV12, only_cuda), Memory::Cuda);
+        let out = negotiated(cuda, "video/x-raw,width=160");
+        assert_eq!(has::<i32>(&out, "height"), 120);
+    }
+
+    #[test]
+    fn without_a_gpu_only_main_memory_is_left() {
+        gst::init().unwrap();
+        for direction in [gst::PadDirection::Sink, gst::PadDirection::Src] {
+            let all = transform(direction, &template(), None, false);
+            assert!(!all.is_empty());
+            for (_, features) in all.iter_with_features() {
+                assert_eq!(Memory::of(features), Some(Memory::System));
+            }
+            let cuda = caps("video/x-raw(memory:CUDAMemory),format=NV12,width=2,height=2");
+            assert!(transform(direction, &cuda, None, false).is_empty());
+        }
+    }
+
+    #[test]
+    fn memory_of_others_is_not_ours() {
+        for features in [
+            "memory:GLMemory",
+            "memory:CUDAMemory, meta:GstVideoOverlayComposition",
+        ] {
+            let caps = caps(&format!(
+                "video/x-raw({features}),format=NV12,width=2,height=2"
+            ));
+            let all = transform(gst::PadDirection::Sink, &caps, None, true);
+            assert!(all.is_empty(), "{all} for {caps}");
         }
     }
 

@@ -10,11 +10,17 @@ use crate::stream::CfgType;
 pub enum Backend {
     /// The best one this machine has.
     #[default]
-    #[enum_value(name = "Auto: the best backend this machine has", nick = "auto")]
+    #[enum_value(
+        name = "Auto: a GPU if there is one with all that it needs, else the CPU",
+        nick = "auto"
+    )]
     Auto,
     /// ONNX Runtime on the CPU.
-    #[enum_value(name = "ONNX Runtime on the CPU", nick = "onnxruntime")]
-    OnnxRuntime,
+    #[enum_value(name = "ONNX Runtime on the CPU", nick = "onnxruntime-cpu")]
+    OnnxRuntimeCpu,
+    /// ONNX Runtime's CUDA provider.
+    #[enum_value(name = "ONNX Runtime on an NVIDIA GPU", nick = "onnxruntime-cuda")]
+    OnnxRuntimeCuda,
 }
 
 /// Where the guidance term comes from; see [`CfgType`].

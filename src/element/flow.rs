@@ -11,6 +11,7 @@ use gst_video::prelude::*;
 
 use super::imp::StreamDiffusion;
 use super::runtime::Picture;
+use super::state::Written;
 use super::timeline::Departure;
 use super::worker::{Asker, Finished, Frame, Unanswered};
 use super::{CAT, errors};
@@ -160,19 +161,15 @@ impl StreamDiffusion {
                 output
             }
             None => {
-                let mut output = match self
+                let output = match self
                     .parent_prepare_output_buffer(InputBuffer::Readable(input))?
                 {
                     PrepareOutputBufferSuccess::Buffer(output) => output,
                     PrepareOutputBufferSuccess::InputBuffer => return Err(gst::FlowError::Error),
                 };
-                let mut state = self.state.lock();
-                if let Err(error) = state.export(picture, output.make_mut()) {
-                    drop(state);
-                    return Err(self.fail(&error));
-                }
+                let output = self.write(picture, output)?;
                 // Only the filter makes frames share a picture; without it the pool's memory goes straight back.
-                state.last = match self.settings.lock().similarity_filter {
+                self.state.lock().last = match self.settings.lock().similarity_filter {
                     true => memory_only(&output).map(|memory| (picture.clone(), memory)),
                     false => None,
                 };
@@ -186,6 +183,23 @@ impl StreamDiffusion {
         output.make_mut().unset_video_flags(flags);
         self.stats.lock().frame_left();
         Ok(output)
+    }
+
+    /// Writes a picture into an output buffer: this thread or, on a GPU, the worker.
+    fn write(&self, picture: &Picture, output: gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
+        let (written, asker) = {
+            let mut state = self.state.lock();
+            (state.export(picture, output), state.asker.clone())
+        };
+        match written.map_err(|error| self.fail(&error))? {
+            Written::Complete(output) => Ok(output),
+            Written::Asked(output) => {
+                let asker = asker.ok_or(gst::FlowError::Flushing)?;
+                asker
+                    .write(&self.interrupt, picture.clone(), output)
+                    .map_err(|unanswered| self.unanswered(unanswered))
+            }
+        }
     }
 
     /// Finishes and pushes all frames under way, so that what comes next does not overtake them.

@@ -1,5 +1,6 @@
 //! The element as GStreamer sees it: object, states, caps, allocation, events, queries.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 
 use gst::glib;
@@ -15,6 +16,7 @@ use super::runtime::LoadedModel;
 use super::settings::Settings;
 use super::state::State;
 use super::stats::Stats;
+use super::venue::Venue;
 use super::worker::{Interrupt, Observer, Worker};
 use super::{CAT, caps, errors, model_path, properties};
 use crate::error::Error;
@@ -29,6 +31,13 @@ pub struct StreamDiffusion {
     pub(super) manifest: Mutex<Manifest>,
     /// Keeps the model loaded until the element goes to NULL, so that READY and back is quick.
     pub(super) kept: Mutex<Option<LoadedModel>>,
+    /// Where it computes, once that is decided.
+    pub(super) venue: Mutex<Option<Venue>>,
+    /// Whether it is being decided, which may ask neighbours, who may ask back.
+    pub(super) deciding: AtomicBool,
+    /// The CUDA context that a neighbour or the application gave.
+    #[cfg(feature = "cuda")]
+    pub(super) given: Mutex<Option<super::cuda::Context>>,
     /// Ends waits of the streaming thread.
     pub(super) interrupt: Interrupt,
     /// The worker's thread while the element is started.
@@ -121,8 +130,21 @@ impl ElementImpl for StreamDiffusion {
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::ReadyToNull {
             *self.kept.lock() = None;
+            *self.venue.lock() = None;
+            #[cfg(feature = "cuda")]
+            {
+                *self.given.lock() = None;
+            }
         }
         Ok(success)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn set_context(&self, context: &gst::Context) {
+        if let Some(context) = super::cuda::Context::given(context) {
+            *self.given.lock() = Some(context);
+        }
+        self.parent_set_context(context);
     }
 }
 
@@ -140,10 +162,13 @@ impl BaseTransformImpl for StreamDiffusion {
             None => model_path::bundled().map_err(|error| errors::message(&error))?,
         };
         gst::info!(CAT, imp = self, "Loading model {}", model.display());
-        *self.stats.lock() = Stats::default();
+        let (venue, reason) = self.decide().map_err(|error| errors::message(&error))?;
+        *self.stats.lock() = Stats::started(venue.name(), reason);
         *self.latency.lock() = Latency::default();
         let observer = ElementObserver(self.obj().downgrade());
-        let worker = Worker::new(model, self.stats.clone(), observer)
+        #[cfg(feature = "cuda")]
+        self.publish_context();
+        let worker = Worker::new(model, venue, self.stats.clone(), observer)
             .map_err(|err| gst::error_msg!(gst::LibraryError::Init, ("no worker thread: {err}")))?;
         *self.state.lock() = State::new(settings, worker.asker());
         *self.worker.lock() = Some(worker);
@@ -157,6 +182,7 @@ impl BaseTransformImpl for StreamDiffusion {
         let worker = self.worker.lock().take();
         drop(worker);
         *self.manifest.lock() = Manifest::default();
+        *self.venue.lock() = None;
         Ok(())
     }
 
@@ -166,7 +192,12 @@ impl BaseTransformImpl for StreamDiffusion {
         caps: &gst::Caps,
         filter: Option<&gst::Caps>,
     ) -> Option<gst::Caps> {
-        Some(caps::transform(direction, caps, filter))
+        Some(caps::transform(
+            direction,
+            caps,
+            filter,
+            self.takes_cuda_memory(),
+        ))
     }
 
     fn fixate_caps(
@@ -202,6 +233,8 @@ impl BaseTransformImpl for StreamDiffusion {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         self.parent_propose_allocation(decide_query, query)?;
+        #[cfg(feature = "cuda")]
+        self.propose_cuda_memory(query)?;
         query.add_allocation_meta::<gst_video::VideoMeta>(None);
         Ok(())
     }
@@ -223,6 +256,13 @@ impl BaseTransformImpl for StreamDiffusion {
             .into_iter()
             .find_map(|(pool, size, min, max)| pool.map(|pool| (pool, size, min, max)));
         let had_entry = query.allocation_pools().len() > 0;
+        #[cfg(feature = "cuda")]
+        if let Some(caps) = &caps
+            && caps::Memory::of_caps(caps) == caps::Memory::Cuda
+        {
+            self.decide_cuda_memory(query, caps, offered, had_entry)?;
+            return self.parent_decide_allocation(query);
+        }
         let (pool, size, min, max) = match offered {
             Some(offered) => offered,
             None => {
@@ -266,11 +306,16 @@ impl BaseTransformImpl for StreamDiffusion {
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        if direction != gst::PadDirection::Src {
-            return BaseTransformImplExt::parent_query(self, direction, query);
+        #[cfg(feature = "cuda")]
+        if let gst::QueryViewMut::Context(context) = query.view_mut()
+            && self.answer_context(context)
+        {
+            return true;
         }
         match query.view_mut() {
-            gst::QueryViewMut::Latency(query) => self.answer_latency(query),
+            gst::QueryViewMut::Latency(query) if direction == gst::PadDirection::Src => {
+                self.answer_latency(query)
+            }
             _ => BaseTransformImplExt::parent_query(self, direction, query),
         }
     }

@@ -8,11 +8,16 @@ use gst::prelude::*;
 pub use model_path::bundled as bundled_model;
 
 mod caps;
+mod choice;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod enums;
 mod errors;
 mod flow;
 mod imp;
 mod latency;
+#[cfg(feature = "cuda")]
+mod layout;
 mod model_path;
 mod prompts;
 mod properties;
@@ -22,6 +27,7 @@ mod state;
 mod stats;
 mod studio;
 mod timeline;
+mod venue;
 mod worker;
 
 pub use enums::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, Timing};

@@ -71,7 +71,14 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         ),
         glib::ParamSpecEnum::builder_with_default("backend", Backend::default())
             .nick("Backend")
-            .blurb("What runs the model")
+            .blurb("What runs the model; stats says which one was chosen and why")
+            .flags(glib::ParamFlags::READWRITE | AT_START)
+            .build(),
+        glib::ParamSpecInt::builder("device-id")
+            .nick("GPU")
+            .blurb("Number of the GPU to use, counted from 0; -1: that of the neighbours, else the first. The CPU has none")
+            .minimum(-1)
+            .default_value(default::DEVICE_ID)
             .flags(glib::ParamFlags::READWRITE | AT_START)
             .build(),
         string(
@@ -228,7 +235,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             .build(),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend; precomputed (how much of the U-Net is computed ahead); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]
@@ -248,6 +255,7 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
     match name {
         "model" => settings.model = path(value).filter(|path| !path.as_os_str().is_empty()),
         "backend" => settings.backend = get(value)?,
+        "device-id" => settings.device_id = get(value)?,
         "prompt" => settings.prompt = text(value)?,
         "negative-prompt" => settings.negative_prompt = text(value)?,
         "steps" => settings.steps = Some(get(value)?),
@@ -287,6 +295,7 @@ pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib:
             .map(|path| path.to_string_lossy().into_owned())
             .to_value(),
         "backend" => settings.backend.to_value(),
+        "device-id" => settings.device_id.to_value(),
         "prompt" => settings
             .prompt
             .as_ref()

@@ -14,6 +14,7 @@ use super::{Backend, Mode, Noise, Scheduler, Timing};
 pub mod default {
     use crate::stream::{CfgType, Method};
 
+    pub const DEVICE_ID: i32 = -1;
     pub const STEPS: u32 = 2;
     pub const STRENGTH: f64 = 0.36;
     pub const NUM_INFERENCE_STEPS: u32 = 50;
@@ -35,6 +36,8 @@ pub mod default {
 pub struct Settings {
     pub model: Option<PathBuf>,
     pub backend: Backend,
+    /// The GPU's number, or -1.
+    pub device_id: i32,
     pub prompt: Option<String>,
     pub negative_prompt: Option<String>,
     pub steps: Option<u32>,
@@ -66,6 +69,7 @@ impl Default for Settings {
         Self {
             model: None,
             backend: Backend::default(),
+            device_id: default::DEVICE_ID,
             prompt: None,
             negative_prompt: None,
             steps: None,
@@ -102,6 +106,11 @@ pub struct Prompts {
 }
 
 impl Settings {
+    /// The number of the GPU that is asked for, if one is.
+    pub fn device(&self) -> Option<usize> {
+        usize::try_from(self.device_id).ok()
+    }
+
     /// Steps per frame, as far as `steps` decides it.
     pub fn steps(&self, manifest: &Manifest) -> u32 {
         let from_model = manifest.defaults.steps.map(|steps| steps as u32);

@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use super::runtime::cuda::Door;
 use super::runtime::host::Converters;
-use super::runtime::{Input, LoadedModel, Picture};
+use super::runtime::{Input, LoadedModel, Output, Picture};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use super::worker::{Asker, Finished};
@@ -35,7 +37,25 @@ struct Video {
     input: gst_video::VideoInfo,
     output: gst_video::VideoInfo,
     /// Made at the first frame, when the model is known.
-    converters: Option<Converters>,
+    conversion: Option<Conversion>,
+}
+
+/// The ways of frames to the device and back, as far as they are the streaming thread's.
+enum Conversion {
+    /// It converts frames itself.
+    Host(Converters),
+    /// The worker converts frames on its GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Door),
+}
+
+/// What became of a picture to write.
+pub(super) enum Written {
+    /// The frame is complete.
+    Complete(gst::Buffer),
+    /// The worker is to write it.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    Asked(Output),
 }
 
 impl State {
@@ -70,7 +90,7 @@ impl State {
         self.video = Some(Video {
             input,
             output,
-            converters: None,
+            conversion: None,
         });
     }
 
@@ -94,8 +114,11 @@ impl State {
         let Some(video) = &mut self.video else {
             return Err(Error::engine("input", "a frame came before its caps"));
         };
-        let converters = video.converters(loaded, &self.at_start)?;
-        let picture = converters.import(input)?;
+        let picture = match video.conversion(loaded, &self.at_start)? {
+            Conversion::Host(converters) => converters.import(input)?,
+            #[cfg(feature = "cuda")]
+            Conversion::Cuda(door) => door.import(input)?,
+        };
         let settings = Settings {
             frame_buffer_size: self.at_start.frame_buffer_size,
             ..settings
@@ -107,18 +130,27 @@ impl State {
         Ok((picture, settings, self.timing == Timing::Immediate))
     }
 
-    /// Writes a picture into an output buffer.
+    /// Writes a picture into an output buffer, or says what the worker needs to do so.
     pub(super) fn export(
         &mut self,
         picture: &Picture,
-        output: &mut gst::BufferRef,
-    ) -> Result<(), Error> {
+        mut output: gst::Buffer,
+    ) -> Result<Written, Error> {
         let (Some(video), Some(loaded)) = (&mut self.video, &self.loaded) else {
             return Err(Error::engine("output", "a picture came before its caps"));
         };
-        let converters = video.converters(loaded, &self.at_start)?;
-        match picture {
-            Picture::Host(picture) => converters.export(picture, output),
+        match (video.conversion(loaded, &self.at_start)?, picture) {
+            (Conversion::Host(converters), Picture::Host(picture)) => {
+                converters.export(picture, output.make_mut())?;
+                Ok(Written::Complete(output))
+            }
+            #[cfg(feature = "cuda")]
+            (Conversion::Cuda(door), Picture::Cuda(_)) => Ok(Written::Asked(door.output(output))),
+            #[cfg(feature = "cuda")]
+            _ => Err(Error::engine(
+                "output",
+                "a picture is on another device; this is a bug",
+            )),
         }
     }
 
@@ -143,20 +175,28 @@ impl State {
 
 impl Video {
     /// The conversions to and from the size that frames are processed at.
-    fn converters(
+    fn conversion(
         &mut self,
         loaded: &LoadedModel,
         settings: &Settings,
-    ) -> Result<&mut Converters, Error> {
-        if let Some(ref mut converters) = self.converters {
-            return Ok(converters);
+    ) -> Result<&mut Conversion, Error> {
+        if let Some(ref mut conversion) = self.conversion {
+            return Ok(conversion);
         }
         let frame = (self.input.width() as usize, self.input.height() as usize);
         let limits = loaded.limits();
         let size = settings.processing_size(loaded.folder().manifest(), limits, frame);
         limits.check_size(size.0, size.1)?;
         gst::info!(CAT, "Processing at {}x{}", size.0, size.1);
-        let converters = Converters::new(&self.input, size, &self.output)?;
-        Ok(self.converters.insert(converters))
+        let conversion = match loaded {
+            LoadedModel::Host(_) => {
+                Conversion::Host(Converters::new(&self.input, size, &self.output)?)
+            }
+            #[cfg(feature = "cuda")]
+            LoadedModel::Cuda(_, gpu) => {
+                Conversion::Cuda(Door::new(gpu.clone(), &self.input, size, &self.output))
+            }
+        };
+        Ok(self.conversion.insert(conversion))
     }
 }

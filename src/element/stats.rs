@@ -16,6 +16,8 @@ const KEPT: usize = 64;
 pub struct Stats {
     model: Option<String>,
     backend: Option<String>,
+    backend_reason: String,
+    device: String,
     precomputed: Option<String>,
     size: (usize, usize),
     counters: Counters,
@@ -25,6 +27,15 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Of an element that has just started: `device` was chosen for `reason`.
+    pub fn started(device: String, reason: String) -> Self {
+        Self {
+            backend_reason: reason,
+            device,
+            ..Self::default()
+        }
+    }
+
     /// Notes what was loaded.
     pub fn loaded(&mut self, loaded: &LoadedModel) {
         self.model = Some(loaded.folder().name());
@@ -70,6 +81,8 @@ impl Stats {
             .field("height", self.size.1 as u32)
             .field("model", self.model.as_deref().unwrap_or(""))
             .field("backend", self.backend.as_deref().unwrap_or(""))
+            .field("backend-reason", self.backend_reason.as_str())
+            .field("device", self.device.as_str())
             .field("precomputed", self.precomputed.as_deref().unwrap_or(""))
             .build();
         for (name, stage) in [

@@ -71,6 +71,9 @@ impl<R: Runtime> Studio<R> {
                     self.tell(stats);
                     reply.send(restyled);
                 }
+                Job::Write(picture, output, reply) => {
+                    reply.send(guarded(|| self.runtime.write(&picture, *output)));
+                }
                 Job::Drain(reply) => {
                     let finished = guarded(|| self.drain());
                     self.tell(stats);

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+#[cfg(feature = "cuda")]
+use super::runtime::cuda::CudaRuntime;
 use super::runtime::host::HostRuntime;
-use super::runtime::{Input, LoadedModel, Picture, Runtime};
+use super::runtime::{Input, LoadedModel, Output, Picture, Runtime};
 use super::settings::Settings;
 use super::stats::Stats;
 use super::studio::Studio;
+use super::venue::Venue;
 use crate::error::{Error, Result};
 
 /// A picture to restyle.
@@ -52,6 +55,8 @@ pub(super) enum Job {
     Model(Reply<LoadedModel>),
     /// Restyle a frame.
     Frame(Box<Frame>, Reply<Restyled>),
+    /// Write a picture into a frame.
+    Write(Picture, Box<Output>, Reply<gst::Buffer>),
     /// Finish all frames.
     Drain(Reply<Vec<Finished>>),
     /// Forget all frames.
@@ -144,6 +149,7 @@ impl Worker {
     /// Starts the thread, which loads the model in `model` at once.
     pub fn new(
         model: PathBuf,
+        venue: Venue,
         stats: Arc<Mutex<Stats>>,
         observer: impl Observer,
     ) -> std::io::Result<Self> {
@@ -151,7 +157,17 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("sd-worker".into())
             .spawn(move || {
-                work(|| HostRuntime::load(&model), &received, &stats, &observer);
+                match venue {
+                    Venue::Cpu => {
+                        let load = || HostRuntime::load(&model);
+                        work(load, &received, &stats, &observer);
+                    }
+                    #[cfg(feature = "cuda")]
+                    Venue::Gpu(gpu) => {
+                        let load = || CudaRuntime::load(&model, gpu);
+                        work(load, &received, &stats, &observer);
+                    }
+                }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
                 drop(received);
             })?;
@@ -194,6 +210,18 @@ impl Asker {
         frame: Frame,
     ) -> std::result::Result<Restyled, Unanswered> {
         self.ask(interrupt, |reply| Job::Frame(Box::new(frame), reply))
+    }
+
+    /// Has a picture written into a frame.
+    pub fn write(
+        &self,
+        interrupt: &Interrupt,
+        picture: Picture,
+        output: Output,
+    ) -> std::result::Result<gst::Buffer, Unanswered> {
+        self.ask(interrupt, |reply| {
+            Job::Write(picture, Box::new(output), reply)
+        })
     }
 
     /// Has all frames finished.

@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
+#[cfg(feature = "cuda")]
+use super::onnxruntime::CudaOnnxModel;
 use super::onnxruntime::OnnxModel;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::{Component, ModelFolder};
 
@@ -74,6 +78,17 @@ static HOST: Cache<OnnxModel> = Cache::new();
 /// not remembered.
 pub fn load(path: &Path) -> Result<Arc<Loaded>> {
     HOST.get(path, 0, OnnxModel::open)
+}
+
+#[cfg(feature = "cuda")]
+static CUDA: Cache<CudaOnnxModel> = Cache::new();
+
+/// The same, run by ONNX Runtime on a GPU.
+#[cfg(feature = "cuda")]
+pub fn load_cuda(path: &Path, gpu: &Cuda) -> Result<Arc<Loaded<CudaOnnxModel>>> {
+    CUDA.get(path, gpu.ordinal(), |folder| {
+        CudaOnnxModel::open(folder, gpu)
+    })
 }
 
 fn key(path: &Path, device: usize) -> Result<Key> {

@@ -55,6 +55,8 @@ pub fn make(settings: &[Setting]) -> gst::Element {
     init();
     let element = gst::ElementFactory::make("streamdiffusion")
         .property("model", parity().to_str())
+        // What is expected was made on the CPU.
+        .property_from_str("backend", "onnxruntime-cpu")
         .build()
         .unwrap();
     set(&element, settings);

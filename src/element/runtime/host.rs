@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::convert::{Exporter, Importer};
-use super::{Input, LoadedModel, Picture, Runtime};
+use super::{Input, LoadedModel, Output, Picture, Runtime, foreign};
 use crate::device::{Host, HostTensor};
 use crate::engine::onnxruntime::OnnxModel;
 use crate::engine::shared::{self, Loaded};
@@ -39,6 +39,8 @@ impl Runtime for HostRuntime {
     fn import(&mut self, input: Input) -> Result<HostTensor> {
         match input {
             Input::Host(picture) => Ok(picture),
+            #[cfg(feature = "cuda")]
+            Input::Cuda(_) => Err(foreign()),
         }
     }
 
@@ -48,6 +50,11 @@ impl Runtime for HostRuntime {
 
     fn picture(picture: Arc<HostTensor>) -> Picture {
         Picture::Host(picture)
+    }
+
+    /// The streaming thread writes frames itself.
+    fn write(&mut self, _: &Picture, _: Output) -> Result<gst::Buffer> {
+        Err(foreign())
     }
 }
 

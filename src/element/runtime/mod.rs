@@ -4,11 +4,19 @@
 //! between the two.
 
 mod convert;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod host;
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use super::cuda::Gpu;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::CudaTensor;
 use crate::device::{Device, HostTensor};
+#[cfg(feature = "cuda")]
+use crate::engine::onnxruntime::CudaOnnxModel;
 use crate::engine::shared::Loaded;
 use crate::engine::{Limits, Model};
 use crate::error::{Error, Result};
@@ -42,12 +50,31 @@ pub trait Runtime {
 
     /// A picture that the stream made, for the element.
     fn picture(picture: Arc<TensorOf<Self>>) -> Picture;
+
+    /// Writes a picture into a frame, and gives that back when it is complete.
+    fn write(&mut self, picture: &Picture, output: Output) -> Result<gst::Buffer>;
+}
+
+/// A frame that a picture is to be written to.
+pub struct Output {
+    /// The frame, held by nobody else.
+    pub buffer: gst::Buffer,
+    /// What its caps say.
+    pub info: gst_video::VideoInfo,
+}
+
+/// What comes of one runtime's things in another one.
+fn foreign() -> Error {
+    Error::engine("worker", "was given what another device has; this is a bug")
 }
 
 /// The picture of a frame on its way to the worker.
 pub enum Input {
     /// On the host.
     Host(HostTensor),
+    /// For a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::CudaInput>),
 }
 
 impl Input {
@@ -58,6 +85,8 @@ impl Input {
                 &[1, 3, height, width] => Ok((width, height)),
                 shape => Err(Error::engine("worker", format!("no picture: {shape:?}"))),
             },
+            #[cfg(feature = "cuda")]
+            Self::Cuda(input) => Ok(input.size()),
         }
     }
 }
@@ -67,6 +96,9 @@ impl Input {
 pub enum Picture {
     /// On the host.
     Host(Arc<HostTensor>),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<CudaTensor>),
 }
 
 impl Picture {
@@ -74,6 +106,10 @@ impl Picture {
     pub fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Host(a), Self::Host(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(a), Self::Cuda(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "cuda")]
+            _ => false,
         }
     }
 }
@@ -83,6 +119,9 @@ impl Picture {
 pub enum LoadedModel {
     /// By ONNX Runtime on the CPU.
     Host(Arc<Loaded>),
+    /// By ONNX Runtime on a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Loaded<CudaOnnxModel>>, Arc<Gpu>),
 }
 
 impl LoadedModel {
@@ -90,6 +129,8 @@ impl LoadedModel {
     pub fn folder(&self) -> &ModelFolder {
         match self {
             Self::Host(loaded) => &loaded.folder,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(loaded, _) => &loaded.folder,
         }
     }
 
@@ -97,6 +138,8 @@ impl LoadedModel {
     pub fn limits(&self) -> &Limits {
         match self {
             Self::Host(loaded) => loaded.model.limits(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(loaded, _) => loaded.model.limits(),
         }
     }
 
@@ -104,6 +147,8 @@ impl LoadedModel {
     pub fn backend(&self) -> &str {
         match self {
             Self::Host(loaded) => loaded.model.backend(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(loaded, _) => loaded.model.backend(),
         }
     }
 
@@ -111,6 +156,8 @@ impl LoadedModel {
     pub fn precomputed(&self) -> &str {
         match self {
             Self::Host(loaded) => loaded.model.precomputed(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(loaded, _) => loaded.model.precomputed(),
         }
     }
 }

@@ -1,0 +1,459 @@
+//! Frames in a GPU's memory, through the element. All of these need an NVIDIA GPU, an ONNX Runtime for it and GStreamer's
+//! CUDA library.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gst::prelude::*;
+use gst_check::Harness;
+use gst_video::prelude::*;
+use gst_video::{VideoFrameRef, VideoInfo};
+
+use super::{Context, Gpu, Mapped, Sharing, TYPE, context, is_cuda};
+use crate::device::cuda::Cuda;
+use crate::element::caps::{FORMATS, Memory};
+
+const FRAMES: u64 = 5;
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/model")
+}
+
+/// Held by every test: what one has on the GPU counts in the next.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn init() {
+    gst::init().unwrap();
+    // Again is an error that says nothing here.
+    let _ = crate::plugin_register_static();
+}
+
+fn element(backend: &str) -> gst::Element {
+    init();
+    gst::ElementFactory::make("streamdiffusion")
+        .property("model", model().to_str())
+        .property_from_str("backend", backend)
+        .property("t-index-list", "32,45")
+        .build()
+        .unwrap()
+}
+
+fn caps(format: &str, (width, height): (i32, i32), memory: Memory) -> gst::Caps {
+    let mut caps = gst::Caps::builder("video/x-raw")
+        .field("format", format)
+        .field("width", width)
+        .field("height", height)
+        .field("framerate", gst::Fraction::new(25, 1))
+        .build();
+    caps.make_mut().set_features_simple(Some(memory.features()));
+    caps
+}
+
+/// The rows of all planes of a frame in main memory or a GPU's, without what pads them.
+fn pixels(buffer: &gst::BufferRef, info: &VideoInfo) -> Vec<u8> {
+    let frame = VideoFrameRef::from_buffer_ref_readable(buffer, info).unwrap();
+    let mut pixels = Vec::new();
+    for (plane, (row, rows)) in planes(info).into_iter().enumerate() {
+        let stride = frame.plane_stride()[plane] as usize;
+        let data = frame.plane_data(plane as u32).unwrap();
+        for y in 0..rows {
+            pixels.extend_from_slice(&data[y * stride..][..row]);
+        }
+    }
+    pixels
+}
+
+/// Bytes of a row and rows of each plane.
+fn planes(info: &VideoInfo) -> Vec<(usize, usize)> {
+    let buffer = gst::Buffer::with_size(info.size()).unwrap();
+    let layout = crate::element::layout::layout(info, &buffer, None, info.size()).unwrap();
+    let planes = layout.format().planes().iter();
+    planes.map(|plane| layout.plane_size(plane)).collect()
+}
+
+/// Writes frame `k` of a moving picture, with smooth colours and an edge, into a buffer of either kind.
+fn paint(buffer: &mut gst::BufferRef, info: &VideoInfo, k: u64) {
+    buffer.set_pts(gst::ClockTime::from_mseconds(40 * k));
+    buffer.set_duration(gst::ClockTime::from_mseconds(40));
+    let all = planes(info);
+    let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, info).unwrap();
+    for (plane, (row, rows)) in all.into_iter().enumerate() {
+        let stride = frame.plane_stride()[plane] as usize;
+        let data = frame.plane_data_mut(plane as u32).unwrap();
+        for y in 0..rows {
+            for x in 0..row {
+                let edge = if (x + 5 * k as usize) % row > row / 2 {
+                    70
+                } else {
+                    0
+                };
+                data[y * stride + x] = (40 + y * 90 / rows + x * 40 / row + edge + plane * 9) as u8;
+            }
+        }
+    }
+}
+
+/// Buffers of these caps, in the memory that they name.
+fn source(sharing: &Sharing, caps: &gst::Caps) -> gst::BufferPool {
+    let info = VideoInfo::from_caps(caps).unwrap();
+    let pool = match Memory::of_caps(caps) {
+        Memory::Cuda => {
+            sharing
+                .pool(None, caps, (info.size() as u32, 0, 0))
+                .unwrap()
+                .0
+        }
+        Memory::System => {
+            let pool = gst_video::VideoBufferPool::new();
+            let mut config = pool.config();
+            config.set_params(Some(caps), info.size() as u32, 0, 0);
+            pool.set_config(config).unwrap();
+            pool.upcast()
+        }
+    };
+    pool.set_active(true).unwrap();
+    pool
+}
+
+/// What `element` makes of the moving picture, of `input` caps in buffers of `pool`, as `output` caps.
+fn restyle(
+    element: &gst::Element,
+    pool: &gst::BufferPool,
+    input: &gst::Caps,
+    output: &gst::Caps,
+) -> Vec<Vec<u8>> {
+    let mut harness = Harness::with_element(element, Some("sink"), Some("src"));
+    harness.set_sink_caps(output.clone());
+    harness.set_src_caps(input.clone());
+    harness.play();
+    let info = VideoInfo::from_caps(input).unwrap();
+    for k in 0..FRAMES {
+        let mut buffer = pool.acquire_buffer(None).unwrap();
+        paint(buffer.get_mut().unwrap(), &info, k);
+        assert_eq!(is_cuda(&buffer), Memory::of_caps(input) == Memory::Cuda);
+        harness.push(buffer).unwrap();
+    }
+    assert!(harness.push_event(gst::event::Eos::new()));
+    let info = VideoInfo::from_caps(output).unwrap();
+    (0..FRAMES)
+        .map(|k| {
+            let buffer = harness.pull().unwrap();
+            assert_eq!(buffer.pts(), Some(gst::ClockTime::from_mseconds(40 * k)));
+            assert_eq!(is_cuda(&buffer), Memory::of_caps(output) == Memory::Cuda);
+            pixels(&buffer, &info)
+        })
+        .collect()
+}
+
+#[track_caller]
+fn alike(a: &[Vec<u8>], b: &[Vec<u8>], tolerance: u8, what: &str) {
+    assert_eq!(a.len(), b.len());
+    for (k, (a, b)) in a.iter().zip(b).enumerate() {
+        assert_eq!(a.len(), b.len(), "{what}");
+        let most = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(
+            most <= Some(tolerance),
+            "{what}, frame {k}: differs by {most:?}"
+        );
+    }
+}
+
+fn gpu() -> Arc<Gpu> {
+    init();
+    Gpu::open(0).unwrap()
+}
+
+fn sharing(gpu: &Gpu) -> &Sharing {
+    gpu.sharing
+        .as_ref()
+        .expect("GStreamer's CUDA library is needed")
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn the_kind_of_memory_does_not_change_the_picture() {
+    let _alone = alone();
+    let gpu = gpu();
+    let sharing = sharing(&gpu);
+    use Memory::{Cuda, System};
+    for (format, size) in [
+        ("NV12", (64, 64)),
+        ("RGBA", (64, 64)),
+        ("I420", (98, 70)),
+        ("BGRx", (131, 77)),
+        ("P010_10LE", (320, 180)),
+    ] {
+        let run = |from: Memory, to: Memory| {
+            let (input, output) = (caps(format, size, from), caps(format, size, to));
+            let element = element("onnxruntime-cuda");
+            let pictures = restyle(&element, &source(sharing, &input), &input, &output);
+            element.set_state(gst::State::Null).unwrap();
+            pictures
+        };
+        let expected = run(System, System);
+        assert!(
+            expected.iter().all(|p| p.iter().any(|x| *x != p[0])),
+            "{format}: flat"
+        );
+        for (from, to) in [(Cuda, Cuda), (Cuda, System), (System, Cuda)] {
+            // The low bits of 10-bit samples are bytes of their own.
+            let what = format!("{format} {from:?} to {to:?}");
+            match format {
+                "P010_10LE" => assert_eq!(run(from, to), expected, "{what}"),
+                _ => alike(&run(from, to), &expected, 2, &what),
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn the_gpu_and_the_cpu_make_the_same_picture() {
+    let _alone = alone();
+    let gpu = gpu();
+    for (format, size) in [("RGB", (64, 64)), ("NV12", (64, 64))] {
+        let caps = caps(format, size, Memory::System);
+        let run = |backend: &str| {
+            let element = element(backend);
+            let pictures = restyle(&element, &source(sharing(&gpu), &caps), &caps, &caps);
+            let stats = element.property::<gst::Structure>("stats");
+            let device = stats.get::<String>("device").unwrap();
+            assert_eq!(device == "CPU", backend == "onnxruntime-cpu", "{device}");
+            element.set_state(gst::State::Null).unwrap();
+            pictures
+        };
+        // Half precision through 2 steps, and another filter for colours at half size.
+        alike(
+            &run("onnxruntime-cuda"),
+            &run("onnxruntime-cpu"),
+            12,
+            format,
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn every_format_goes_through_gpu_memory() {
+    let _alone = alone();
+    let gpu = gpu();
+    let sharing = sharing(&gpu);
+    let mut tried = 0;
+    for format in FORMATS {
+        let caps = caps(format.to_str(), (96, 64), Memory::Cuda);
+        // Which formats the library can carry depends on its version.
+        let info = VideoInfo::from_caps(&caps).unwrap();
+        if sharing
+            .pool(None, &caps, (info.size() as u32, 0, 0))
+            .is_err()
+        {
+            continue;
+        }
+        let element = element("onnxruntime-cuda");
+        restyle(&element, &source(sharing, &caps), &caps, &caps);
+        element.set_state(gst::State::Null).unwrap();
+        tried += 1;
+    }
+    assert!(tried >= 10, "{tried}");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn frames_of_another_context_are_copied() {
+    let _alone = alone();
+    let gpu = gpu();
+    let input = caps("NV12", (320, 240), Memory::Cuda);
+    let output = caps("RGB", (320, 240), Memory::System);
+    let run = |sharing: &Sharing| {
+        let element = element("onnxruntime-cuda");
+        let pictures = restyle(&element, &source(sharing, &input), &input, &output);
+        element.set_state(gst::State::Null).unwrap();
+        pictures
+    };
+    let ours = run(sharing(&gpu));
+    let foreign = context::tests::foreign(&gpu.cuda);
+    let foreign = Sharing {
+        functions: sharing(&gpu).functions,
+        context: foreign,
+    };
+    assert_ne!(foreign.context.as_ptr(), sharing(&gpu).context.as_ptr());
+    alike(&run(&foreign), &ours, 0, "foreign context");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn neighbours_get_our_context_and_pools() {
+    let _alone = alone();
+    let gpu = gpu();
+    let sharing = sharing(&gpu);
+    // Already before it starts: encoders open their context on the way to READY.
+    let element = element("onnxruntime-cuda");
+    for pad in ["src", "sink"] {
+        let mut query = gst::query::Context::new(TYPE);
+        assert!(element.static_pad(pad).unwrap().query(&mut query));
+        let context = query.context_owned().unwrap();
+        assert!(!context.is_persistent());
+        assert_eq!(context.structure().get::<u32>("cuda-device-id"), Ok(0));
+        let object = Context::given(&context).unwrap();
+        assert!(object == sharing.context);
+        assert_eq!(object.device(), 0);
+    }
+    let caps = caps("NV12", (320, 240), Memory::Cuda);
+    let mut harness = Harness::with_element(&element, Some("sink"), Some("src"));
+    harness.set_sink_caps(caps.clone());
+    harness.set_src_caps(caps.clone());
+    harness.play();
+    let pool = source(sharing, &caps);
+    let mut buffer = pool.acquire_buffer(None).unwrap();
+    paint(
+        buffer.get_mut().unwrap(),
+        &VideoInfo::from_caps(&caps).unwrap(),
+        0,
+    );
+    harness.push(buffer).unwrap();
+    let mut query = gst::query::Allocation::new(Some(&caps), true);
+    assert!(element.static_pad("sink").unwrap().query(&mut query));
+    let offered = query
+        .allocation_pools()
+        .next()
+        .and_then(|(pool, ..)| pool)
+        .unwrap();
+    assert!(super::memory::is_pool_of(
+        sharing.functions,
+        &offered,
+        &sharing.context
+    ));
+    assert!(
+        query
+            .find_allocation_meta::<gst_video::VideoMeta>()
+            .is_some()
+    );
+    element.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn two_elements_share_the_gpu_and_the_model() {
+    let _alone = alone();
+    let gpu = gpu();
+    let caps = caps("RGBA", (64, 64), Memory::Cuda);
+    let elements = [element("onnxruntime-cuda"), element("onnxruntime-cuda")];
+    let sharing = sharing(&gpu);
+    let alone = restyle(&elements[0], &source(sharing, &caps), &caps, &caps);
+    let before = gpu.cuda.memory().unwrap().0;
+    let both: Vec<_> = std::thread::scope(|scope| {
+        let runs = elements
+            .each_ref()
+            .map(|element| scope.spawn(|| restyle(element, &source(sharing, &caps), &caps, &caps)));
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    for pictures in both {
+        alike(&pictures, &alone, 0, "beside another");
+    }
+    let more = before.saturating_sub(gpu.cuda.memory().unwrap().0);
+    assert!(
+        more < 256 << 20,
+        "the second element took {more} bytes more"
+    );
+    for element in elements {
+        element.set_state(gst::State::Null).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn starting_and_stopping_leaves_nothing_behind() {
+    let _alone = alone();
+    init();
+    // Of the process, not of an element: the driver and ONNX Runtime keep what they loaded.
+    let kept = Cuda::new(0).unwrap();
+    let caps = caps("NV12", (320, 240), Memory::Cuda);
+    let mut free = Vec::new();
+    let mut contexts = Vec::new();
+    for round in 0..50 {
+        let element = element("onnxruntime-cuda");
+        let weak = element.downgrade();
+        {
+            let gpu = gpu();
+            let sharing = sharing(&gpu);
+            contexts.push(sharing.context.weak());
+            restyle(&element, &source(sharing, &caps), &caps, &caps);
+        }
+        element.set_state(gst::State::Null).unwrap();
+        drop(element);
+        assert!(
+            weak.upgrade().is_none(),
+            "round {round}: the element is still there"
+        );
+        let context = &contexts[round];
+        assert!(
+            context.upgrade().is_none(),
+            "round {round}: the context is still there"
+        );
+        free.push(kept.memory().unwrap().0);
+    }
+    let (early, late) = (free[9], free[49]);
+    assert!(
+        late + (32 << 20) >= early,
+        "{early} bytes were free, then {late}: {free:?}"
+    );
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_flush_in_the_middle_lets_go_of_everything() {
+    let _alone = alone();
+    let gpu = gpu();
+    let caps = caps("NV12", (640, 480), Memory::Cuda);
+    let element = element("onnxruntime-cuda");
+    let pool = source(sharing(&gpu), &caps);
+    let info = VideoInfo::from_caps(&caps).unwrap();
+    let mut harness = Harness::with_element(&element, Some("sink"), Some("src"));
+    harness.set_sink_caps(caps.clone());
+    harness.set_src_caps(caps.clone());
+    harness.play();
+    for round in 0..20 {
+        let mut buffer = pool.acquire_buffer(None).unwrap();
+        paint(buffer.get_mut().unwrap(), &info, round);
+        let sink = element.static_pad("sink").unwrap();
+        let flush = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_micros(300 * round));
+            sink.send_event(gst::event::FlushStart::new());
+            sink.send_event(gst::event::FlushStop::new(true));
+        });
+        // Flushing, or through before it.
+        let _ = harness.push(buffer);
+        flush.join().unwrap();
+        let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        assert!(harness.push_event(gst::event::Segment::new(&segment)));
+    }
+    let mut buffer = pool.acquire_buffer(None).unwrap();
+    paint(buffer.get_mut().unwrap(), &info, 0);
+    harness.push(buffer).unwrap();
+    element.set_state(gst::State::Null).unwrap();
+}
+
+/// What is written through one map is read through the other, at the planes that metas name.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn maps_see_the_same_frame() {
+    let _alone = alone();
+    let gpu = gpu();
+    let sharing = sharing(&gpu);
+    let caps = caps("NV12", (322, 242), Memory::Cuda);
+    let info = VideoInfo::from_caps(&caps).unwrap();
+    let pool = source(sharing, &caps);
+    let mut buffer = pool.acquire_buffer(None).unwrap();
+    paint(buffer.get_mut().unwrap(), &info, 3);
+    let before = pixels(&buffer, &info);
+    assert!(Mapped::for_writing(buffer.clone()).is_err(), "held twice");
+    let mapped = Mapped::for_writing(buffer).unwrap();
+    assert_eq!(sharing.context_of(&mapped), gpu.cuda.context_handle());
+    assert_ne!(mapped.base(), 0);
+    let buffer = mapped.into_buffer().unwrap();
+    // Nothing was written: what was uploaded comes back.
+    assert_eq!(pixels(&buffer, &info), before);
+}
