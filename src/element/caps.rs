@@ -49,6 +49,7 @@ impl Memory {
     }
 
     /// Where the frames of fixed `caps` are.
+    #[cfg(any(feature = "cuda", test))]
     pub fn of_caps(caps: &gst::CapsRef) -> Self {
         match caps.features(0).and_then(Self::of) {
             Some(Self::Cuda) => Self::Cuda,

@@ -43,10 +43,10 @@ struct Video {
 /// The ways of frames to the device and back, as far as they are the streaming thread's.
 enum Conversion {
     /// It converts frames itself.
-    Host(Converters),
+    Host(Box<Converters>),
     /// The worker converts frames on its GPU.
     #[cfg(feature = "cuda")]
-    Cuda(Door),
+    Cuda(Box<Door>),
 }
 
 /// What became of a picture to write.
@@ -190,11 +190,13 @@ impl Video {
         gst::info!(CAT, "Processing at {}x{}", size.0, size.1);
         let conversion = match loaded {
             LoadedModel::Host(_) => {
-                Conversion::Host(Converters::new(&self.input, size, &self.output)?)
+                let converters = Converters::new(&self.input, size, &self.output)?;
+                Conversion::Host(Box::new(converters))
             }
             #[cfg(feature = "cuda")]
             LoadedModel::Cuda(_, gpu) => {
-                Conversion::Cuda(Door::new(gpu.clone(), &self.input, size, &self.output))
+                let door = Door::new(gpu.clone(), &self.input, size, &self.output);
+                Conversion::Cuda(Box::new(door))
             }
         };
         Ok(self.conversion.insert(conversion))

@@ -56,6 +56,13 @@ pub trait Runtime {
 }
 
 /// A frame that a picture is to be written to.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(
+        dead_code,
+        reason = "the streaming thread writes what comes from the CPU"
+    )
+)]
 pub struct Output {
     /// The frame, held by nobody else.
     pub buffer: gst::Buffer,
