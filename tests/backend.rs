@@ -47,10 +47,15 @@ fn templates_name_gpu_memory_first() {
             .map(|(_, features)| features.contains(CUDA))
             .collect();
         assert_eq!(features, [true, false], "{caps}");
-        let formats = |i| caps.structure(i).unwrap().value("format").unwrap().clone();
-        let formats: [gst::glib::SendValue; 2] = [formats(0), formats(1)];
-        let lists = formats.map(|value| format!("{value:?}"));
-        assert_eq!(lists[0], lists[1]);
+        let formats = |i| {
+            let structure = caps.structure(i).unwrap();
+            let formats = structure.get::<gst::List>("format").unwrap();
+            let names = formats.iter().map(|name| name.get::<String>().unwrap());
+            names.collect::<Vec<_>>()
+        };
+        let (cuda, system) = (formats(0), formats(1));
+        assert!(cuda.contains(&"NV12".into()) && cuda.contains(&"RGBA".into()));
+        assert!(cuda.iter().all(|format| system.contains(format)), "{caps}");
     }
 }
 

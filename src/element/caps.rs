@@ -27,6 +27,28 @@ pub const FORMATS: &[VideoFormat] = &[
     VideoFormat::Gray8,
 ];
 
+/// Those that frames in a GPU's memory can have: GStreamer's CUDA library, since version 1.22, knows how to place no
+/// others, and ends the process when it is asked to.
+pub const CUDA_FORMATS: &[VideoFormat] = &[
+    VideoFormat::Rgb,
+    VideoFormat::Bgr,
+    VideoFormat::Rgbx,
+    VideoFormat::Bgrx,
+    VideoFormat::Rgba,
+    VideoFormat::Bgra,
+    VideoFormat::Argb,
+    VideoFormat::Abgr,
+    VideoFormat::Y444,
+    VideoFormat::Y42b,
+    VideoFormat::Yuy2,
+    VideoFormat::Uyvy,
+    VideoFormat::I420,
+    VideoFormat::Yv12,
+    VideoFormat::Nv12,
+    VideoFormat::Nv21,
+    VideoFormat::P01010le,
+];
+
 /// The caps feature of frames in a GPU's memory.
 pub const CUDA_MEMORY: &str = "memory:CUDAMemory";
 
@@ -64,6 +86,14 @@ impl Memory {
         }
     }
 
+    /// The formats that frames in it can have.
+    pub fn formats(self) -> &'static [VideoFormat] {
+        match self {
+            Self::System => FORMATS,
+            Self::Cuda => CUDA_FORMATS,
+        }
+    }
+
     /// The caps features that name it.
     pub fn features(self) -> gst::CapsFeatures {
         match self {
@@ -75,13 +105,15 @@ impl Memory {
 
 /// What both pads can carry: any size, any frame rate (0/1 too), in a GPU's memory where there is one.
 pub fn template() -> gst::Caps {
-    let system = gst_video::VideoCapsBuilder::new()
-        .format_list(FORMATS.iter().copied())
-        .build();
-    let mut all = system.clone();
-    all.make_mut()
-        .set_features_simple(Some(Memory::Cuda.features()));
-    all.make_mut().append(system);
+    let of = |memory: Memory| {
+        let mut caps = gst_video::VideoCapsBuilder::new()
+            .format_list(memory.formats().iter().copied())
+            .build();
+        caps.make_mut().set_features_simple(Some(memory.features()));
+        caps
+    };
+    let mut all = of(Memory::Cuda);
+    all.make_mut().append(of(Memory::System));
     all
 }
 
@@ -93,7 +125,6 @@ pub fn transform(
     filter: Option<&gst::Caps>,
     cuda: bool,
 ) -> gst::Caps {
-    let formats = gst::List::new(FORMATS.iter().map(|format| format.to_str()));
     let known = caps
         .iter_with_features()
         .filter_map(|(structure, features)| Some((structure, Memory::of(features)?)))
@@ -107,7 +138,6 @@ pub fn transform(
                 "interlace-mode",
                 "field-order",
             ]);
-            other.set("format", &formats);
             // Whole frames are restyled, so what comes out is progressive whatever comes in.
             if direction == gst::PadDirection::Sink {
                 other.set("interlace-mode", "progressive");
@@ -132,7 +162,11 @@ pub fn transform(
         .iter()
         .cloned()
         .chain(far.filter(|_| cuda))
-        .map(|(structure, memory)| (structure, memory.features()))
+        .map(|(mut structure, memory)| {
+            let formats = memory.formats().iter().map(|format| format.to_str());
+            structure.set("format", gst::List::new(formats));
+            (structure, memory.features())
+        })
         .collect();
     match filter {
         Some(filter) => filter.intersect_with_mode(&all, gst::CapsIntersectMode::First),
@@ -343,6 +377,17 @@ mod tests {
             }
             let cuda = caps("video/x-raw(memory:CUDAMemory),format=NV12,width=2,height=2");
             assert!(transform(direction, &cuda, None, false).is_empty());
+        }
+    }
+
+    #[test]
+    fn formats_that_gpus_cannot_hold_stay_in_main_memory() {
+        for format in FORMATS.iter().filter(|f| !CUDA_FORMATS.contains(f)) {
+            let from = format!("video/x-raw,format={format},width=6,height=4,framerate=0/1");
+            let out = negotiated(&from, "video/x-raw(memory:CUDAMemory)");
+            assert_ne!(has::<&str>(&out, "format"), format.to_str().as_str());
+            let out = negotiated(&from, "video/x-raw(ANY)");
+            assert_eq!(has::<&str>(&out, "format"), format.to_str().as_str());
         }
     }
 

@@ -4,7 +4,7 @@
 //! us; what comes from another context is copied once.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_int, c_void};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use gst::glib;
@@ -12,7 +12,6 @@ use gst::glib::translate::{FromGlibPtrFull, ToGlibPtr, ToGlibPtrMut};
 use gst::prelude::*;
 
 use super::library::Functions;
-use crate::device::cuda::Cuda;
 use crate::error::{Error, Result};
 
 /// The type of CUDA contexts among GStreamer's contexts.
@@ -24,16 +23,19 @@ const TYPE_NAME: &CStr = c"gst.cuda.context";
 pub struct Context(gst::Object);
 
 impl Context {
-    /// The primary context of `cuda`, the same object for everyone in the process: contexts of one GPU enable access to
-    /// each other, which one cannot have to itself.
-    pub fn primary(functions: &Functions, cuda: &Cuda) -> Result<Self> {
+    /// The primary context `handle` (a `CUcontext`) of the GPU with this number, which is alive as long as what `keep`
+    /// gives. It is the same object for everyone in the process: contexts of one GPU enable access to each other, which
+    /// one cannot have to itself.
+    pub fn primary<K: Send + 'static>(
+        functions: &Functions,
+        number: usize,
+        handle: *mut c_void,
+        keep: impl FnOnce() -> K,
+    ) -> Result<Self> {
         static WRAPPED: LazyLock<Mutex<HashMap<usize, glib::WeakRef<gst::Object>>>> =
             LazyLock::new(Mutex::default);
         let mut wrapped = WRAPPED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(context) = wrapped
-            .get(&cuda.ordinal())
-            .and_then(glib::WeakRef::upgrade)
-        {
+        if let Some(context) = wrapped.get(&number).and_then(glib::WeakRef::upgrade) {
             return Ok(Self(context));
         }
         let failed = |what: &str| Error::engine("CUDA", format!("GStreamer's CUDA library {what}"));
@@ -41,11 +43,11 @@ impl Context {
         if unsafe { (functions.gst_cuda_load_library)() } == glib::ffi::GFALSE {
             return Err(failed("does not find the driver"));
         }
-        let number = c_int::try_from(cuda.ordinal()).map_err(|_| failed("has no such GPU"))?;
+        let device = c_int::try_from(number).map_err(|_| failed("has no such GPU"))?;
         // SAFETY: the driver's library is loaded, and the context is alive; it stays so, see below.
         let raw = unsafe {
             (functions.gst_cuda_memory_init_once)();
-            (functions.gst_cuda_context_new_wrapped)(cuda.context_handle().cast(), number)
+            (functions.gst_cuda_context_new_wrapped)(handle, device)
         };
         if raw.is_null() {
             return Err(failed("does not take the GPU's context"));
@@ -54,8 +56,8 @@ impl Context {
         let object: gst::Object = unsafe { gst::Object::from_glib_full(raw) };
         // The wrapper does not own the context, which must outlive it wherever it goes.
         // SAFETY: nobody else uses the name, and the value is never read.
-        unsafe { object.set_data("streamdiffusion-primary-context", cuda.keep_context()) };
-        wrapped.insert(cuda.ordinal(), object.downgrade());
+        unsafe { object.set_data("streamdiffusion-primary-context", keep()) };
+        wrapped.insert(number, object.downgrade());
         Ok(Self(object))
     }
 
@@ -113,6 +115,7 @@ pub mod tests {
     use cudarc::driver::sys;
 
     use super::*;
+    use crate::device::cuda::Cuda;
 
     impl Context {
         /// To see whether it goes.

@@ -10,6 +10,7 @@ use gst::prelude::*;
 
 use super::context::Context;
 use super::library::{Functions, RawContext};
+use crate::element::caps::{self, CUDA_FORMATS};
 use crate::error::{Error, Result};
 
 /// `GstMemory::allocator::mem_type` of frames in a GPU's memory.
@@ -180,6 +181,13 @@ pub fn configure(
     min: u32,
     max: u32,
 ) -> Result<u32> {
+    let format = caps::video_info(caps).map(|info| info.format());
+    if !format.is_some_and(|format| CUDA_FORMATS.contains(&format)) {
+        return Err(Error::engine(
+            "CUDA memory",
+            format!("cannot hold frames of {caps}"),
+        ));
+    }
     let mut config = pool.config();
     config.set_params(Some(caps), size, min, max);
     config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);

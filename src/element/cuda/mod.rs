@@ -4,6 +4,8 @@ mod allocation;
 mod context;
 mod library;
 mod memory;
+#[cfg(all(test, target_os = "linux"))]
+mod standin;
 #[cfg(test)]
 mod tests;
 
@@ -61,7 +63,8 @@ impl Sharing {
     /// When GStreamer's CUDA library is missing or unfit: frames then come and go in main memory.
     pub fn new(cuda: &Cuda) -> Result<Self> {
         let functions = Functions::get()?;
-        let context = Context::primary(functions, cuda)?;
+        let keep = || cuda.keep_context();
+        let context = Context::primary(functions, cuda.ordinal(), cuda.context_handle(), keep)?;
         Ok(Self { functions, context })
     }
 

@@ -11,7 +11,7 @@ use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::{Context, Gpu, Mapped, Sharing, TYPE, context, is_cuda};
 use crate::device::cuda::Cuda;
-use crate::element::caps::{FORMATS, Memory};
+use crate::element::caps::{CUDA_FORMATS, Memory};
 
 const FRAMES: u64 = 5;
 
@@ -241,23 +241,12 @@ fn every_format_goes_through_gpu_memory() {
     let _alone = alone();
     let gpu = gpu();
     let sharing = sharing(&gpu);
-    let mut tried = 0;
-    for format in FORMATS {
+    for format in CUDA_FORMATS {
         let caps = caps(format.to_str(), (96, 64), Memory::Cuda);
-        // Which formats the library can carry depends on its version.
-        let info = VideoInfo::from_caps(&caps).unwrap();
-        if sharing
-            .pool(None, &caps, (info.size() as u32, 0, 0))
-            .is_err()
-        {
-            continue;
-        }
         let element = element("onnxruntime-cuda");
         restyle(&element, &source(sharing, &caps), &caps, &caps);
         element.set_state(gst::State::Null).unwrap();
-        tried += 1;
     }
-    assert!(tried >= 10, "{tried}");
 }
 
 #[test]
