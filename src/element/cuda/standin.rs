@@ -289,6 +289,17 @@ fn pools_belong_to_a_context() {
         pool.config()
             .has_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META)
     );
+    // As the base class goes on from there.
+    let mut config = pool.config();
+    config.set_params(Some(&caps), pool.config().params().unwrap().1, 2, 9);
+    config.set_allocator(
+        None::<&gst::Allocator>,
+        Some(&gst::AllocationParams::default()),
+    );
+    pool.set_config(config).unwrap();
+    pool.set_active(true).unwrap();
+    assert!(is_cuda(&pool.acquire_buffer(None).unwrap()));
+    pool.set_active(false).unwrap();
     let (foreign, _) = other.pool(None, &caps, size).unwrap();
     let system = gst_video::VideoBufferPool::new().upcast();
     for pool in [foreign, system] {
