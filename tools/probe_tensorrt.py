@@ -95,7 +95,8 @@ def attempt(trt, torch, file, x, reference):
     log = logger(trt, trt.ILogger.INFO)
     said = lambda: "".join(f"\n    {line}" for line in log.lines)  # noqa: E731
     try:
-        engine = trt.Runtime(log).deserialize_cuda_engine(file.read_bytes())
+        runtime = trt.Runtime(log)
+        engine = runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
             return "refused at deserialise" + said(), False
         context = engine.create_execution_context()
