@@ -19,6 +19,7 @@ pub struct Stats {
     backend_reason: String,
     device: String,
     precomputed: Option<String>,
+    launched: String,
     size: (usize, usize),
     counters: Counters,
     times: StageTimes,
@@ -48,8 +49,10 @@ impl Stats {
         &mut self,
         stream: &Stream<D, M, T>,
         size: (usize, usize),
+        launched: String,
     ) {
         self.size = size;
+        self.launched = launched;
         self.counters = stream.counters();
         self.times.clone_from(stream.times());
     }
@@ -84,6 +87,7 @@ impl Stats {
             .field("backend-reason", self.backend_reason.as_str())
             .field("device", self.device.as_str())
             .field("precomputed", self.precomputed.as_deref().unwrap_or(""))
+            .field("launched", self.launched.as_str())
             .build();
         for (name, stage) in [
             ("encode", Stage::Encode),

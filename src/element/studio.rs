@@ -91,7 +91,8 @@ impl<R: Runtime> Studio<R> {
 
     fn tell(&self, stats: &Mutex<Stats>) {
         if let Some(running) = &self.running {
-            stats.lock().update(&running.stream, running.size);
+            let launched = self.runtime.launched();
+            stats.lock().update(&running.stream, running.size, launched);
         }
     }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
-use gststreamdiffusion::engine::shared::{self, Loaded};
+use gststreamdiffusion::model::ModelFolder;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -67,8 +67,6 @@ struct Lane {
     group: usize,
     loading: Duration,
     first_frame: Duration,
-    /// Keeps the model in memory.
-    loaded: std::sync::Arc<Loaded>,
 }
 
 /// What was measured on one lane in one round.
@@ -168,22 +166,19 @@ fn compared(setting: &Setting) -> Result<Vec<Setting>, Failure> {
 }
 
 impl Lane {
-    /// Loads the model.
+    /// Nothing is loaded yet.
     fn new(args: &Args, compared: Option<&Setting>) -> Result<Self, Failure> {
         let player = Player::new(model(args), &settings(args, compared))?;
-        let start = Instant::now();
-        let loaded = shared::load(&player.model()?)?;
-        let loading = start.elapsed();
-        let size = args.size.unwrap_or_else(|| own_size(&loaded.folder));
+        let folder = ModelFolder::open(&player.model()?)?;
+        let size = args.size.unwrap_or_else(|| own_size(&folder));
         let group = player.element().property::<u32>("frame-buffer-size") as usize;
         Ok(Self {
             player,
             size,
             next: 0,
             group,
-            loading,
+            loading: Duration::ZERO,
             first_frame: Duration::ZERO,
-            loaded,
         })
     }
 
@@ -200,6 +195,8 @@ impl Lane {
     fn warm_up(&mut self, frames: usize, progress: &mut Progress) -> Result<(), Failure> {
         let start = Instant::now();
         self.start()?;
+        self.player.wait_for_model()?;
+        self.loading = start.elapsed();
         let mut first = None;
         let mut n = 0;
         // A stream holds frames back, so that it may take more until the first is seen.
@@ -259,6 +256,7 @@ impl Lane {
         let number = |name: &str| stats.get::<f64>(name).unwrap_or(0.0);
         let stage = |name: &str| json!({"p50": number(&format!("{name}-ms-p50")), "p95": number(&format!("{name}-ms-p95"))});
         let side = |name: &str| stats.get::<u32>(name).unwrap_or(0);
+        let text = |name: &str| stats.get::<String>(name).unwrap_or_default();
         let mut times: Vec<Duration> = rounds
             .iter()
             .flat_map(|r| r.times.iter().copied())
@@ -270,16 +268,18 @@ impl Lane {
             .map(|setting| (setting.name, json!(setting.value)))
             .collect();
         json!({
-            "model": self.loaded.folder.name(),
-            "backend": self.loaded.model.backend(),
-            "precomputed": self.loaded.model.precomputed(),
+            "model": text("model"),
+            "backend": text("backend"),
+            "device": text("device"),
+            "launched": text("launched"),
+            "precomputed": text("precomputed"),
             "settings": settings,
             "frame_size": [self.size.0, self.size.1],
             "size": [side("width"), side("height")],
             "frames": times.len() * self.group,
             "skipped": stats.get::<u64>("skipped").unwrap_or(0),
             "load_ms": ms(self.loading),
-            "first_frame_ms": ms(self.loading + self.first_frame),
+            "first_frame_ms": ms(self.first_frame),
             "encode_ms": stage("encode"),
             "denoise_ms": stage("denoise"),
             "decode_ms": stage("decode"),
@@ -409,6 +409,9 @@ fn report(args: &Args, results: &[Value], measured: &[Vec<Round>]) -> String {
             let times = &result[key];
             let (p50, p95) = (number(&times["p50"]), number(&times["p95"]));
             row(name, format!("{p50:8.2} ms p50 {p95:9.2} ms p95"));
+        }
+        if result["launched"] != "" {
+            row("launched", word(&result["launched"]));
         }
         if result["skipped"] != 0 {
             row(

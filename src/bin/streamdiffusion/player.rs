@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use gst::glib;
 use gst::prelude::*;
@@ -117,6 +118,23 @@ impl Player {
         self.event(gst::event::StreamStart::new("streamdiffusion"))?;
         self.started = false;
         Ok(())
+    }
+
+    /// Waits until its model is loaded.
+    pub fn wait_for_model(&self) -> Result<(), Failure> {
+        loop {
+            if let Some(message) = self.bus.pop_filtered(&[gst::MessageType::Error]) {
+                return Err(Self::failure_of(&message, ""));
+            }
+            let stats = self.element.property::<gst::Structure>("stats");
+            if stats
+                .get::<String>("model")
+                .is_ok_and(|model| !model.is_empty())
+            {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Says what the next frames are like.

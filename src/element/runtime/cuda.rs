@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{Input, LoadedModel, Output, Picture, Runtime};
-use crate::device::cuda::{Cuda, CudaTensor};
+use crate::device::cuda::{Cuda, CudaTensor, Launches};
 use crate::device::video::{Colour, VideoLayout};
 use crate::element::cuda::{Gpu, Mapped, is_cuda};
 use crate::element::layout::{colour, layout};
@@ -116,6 +116,18 @@ impl Runtime for CudaRuntime {
         let finished = self.gpu.cuda.finish();
         self.reading.clear();
         finished
+    }
+
+    fn launched(&self) -> String {
+        let cuda = &self.gpu.cuda;
+        let Launches { graphs, eager } = cuda.launches();
+        let mut text = format!("{graphs} as one graph, {eager} command by command");
+        match (cuda.refusal(), graphs) {
+            (Some(refusal), _) => text += &format!(" ({refusal})"),
+            (None, 0) => text += &format!(" ({})", self.loaded.model.graphs()),
+            _ => {}
+        }
+        text
     }
 
     fn picture(picture: Arc<CudaTensor>) -> Picture {

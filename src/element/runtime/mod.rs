@@ -45,6 +45,11 @@ pub trait Runtime {
     /// [`finish`](Self::finish) returns.
     fn import(&mut self, input: Input) -> Result<TensorOf<Self>>;
 
+    /// How the calling thread's frames were put on the device so far, for people; empty where there is nothing to tell.
+    fn launched(&self) -> String {
+        String::new()
+    }
+
     /// Waits until the device has done all it was asked for, and lets go of what came in for it.
     fn finish(&mut self) -> Result<()>;
 
