@@ -48,30 +48,36 @@ static inline unsigned atomicAdd(unsigned *at, unsigned value) {
     return before;
 }
 
-// Between IEEE 754 binary16 and binary32, by the definitions of the two formats.
+static inline float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+// Between IEEE 754 binary16 (5 bits of exponent, biased by 15, 10 of fraction) and binary32 (8, 127, 23).
 static inline float from_half(unsigned short bits) {
-    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const float sign = bits >> 15 ? -1.0f : 1.0f;
-    if (exponent == 31)
-        return fraction ? NAN : sign * INFINITY;
-    if (exponent == 0)
-        return sign * ldexpf((float)fraction, -24);
-    return sign * ldexpf((float)(1024 + fraction), exponent - 25);
+    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 0) {
+        const float size = (float)fraction * 0x1p-24f;
+        return sign ? -size : size;
+    }
+    return float_of(sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13);
 }
 
 static inline unsigned short to_half(float value) {
-    const unsigned short sign = signbit(value) ? 0x8000 : 0;
-    if (isnan(value))
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    const unsigned short sign = bits >> 16 & 0x8000;
+    uint32_t size = bits & 0x7fffffff;
+    if (size > 0x7f800000)
         return 0x7fff;
-    const double size = fabs((double)value);
     // The largest number is 65504; from half a step above it on, rounding gives infinity.
-    if (size >= 65520.0)
+    if (size >= 0x477ff000)
         return sign | 0x7c00;
-    int exponent = size > 0 ? ilogb(size) : -14;
-    if (exponent < -14)
-        exponent = -14;
-    // In steps of the last place: an integer of eleven bits, rounded to even (the default rounding).
-    const double steps = nearbyint(ldexp(size, 10 - exponent));
-    // A carry into the next exponent is what the addition of the two fields does.
-    return sign | (unsigned short)(((exponent + 14) << 10) + (int)steps);
+    // Below 2^-14 all numbers are multiples of 2^-24. The default rounding is to the nearest, ties to even.
+    if (size < 0x38800000)
+        return sign | (unsigned short)nearbyintf(float_of(size) * 0x1p24f);
+    // The same rounding of the 13 bits that go; a carry may go up to the exponent.
+    size += 0xfff + (size >> 13 & 1);
+    return sign | (unsigned short)((size - (112u << 23)) >> 13);
 }

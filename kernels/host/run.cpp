@@ -28,7 +28,8 @@
 // AddressSanitizer has to be told of other stacks: before the switch to one, and after it.
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
-static const size_t STACK = 256 * 1024;
+// Each switch clears what is known of a whole stack, so a long one costs time.
+static const size_t STACK = 64 * 1024;
 static void switching(void **save, const void *stack, size_t size) { __sanitizer_start_switch_fiber(save, stack, size); }
 static void switched(void *saved, const void **stack, size_t *size) { __sanitizer_finish_switch_fiber(saved, stack, size); }
 #else
@@ -55,7 +56,9 @@ struct Fibre {
     ucontext_t context;
     std::vector<char> stack;
     Waiting state;
-    float handed_over;
+    // Two by turns, so that one barrier does for a shuffle.
+    float handed_over[2];
+    bool turn;
     void *fake_stack;
 };
 
@@ -107,11 +110,10 @@ float exchange(float value, unsigned lane) {
     const unsigned first = threadIdx.x / 32 * 32;
     if (first + lane >= blockDim.x)
         fail("a shuffle from a thread that is not there");
-    running->handed_over = value;
+    const bool turn = running->turn = !running->turn;
+    running->handed_over[turn] = value;
     barrier(true);
-    value = fibres[first + lane].handed_over;
-    barrier(true);
-    return value;
+    return fibres[first + lane].handed_over[turn];
 }
 
 // Lets go on those of fibres [begin, end) that wait for each other, if all that are not done do. Whether any did.
@@ -137,6 +139,7 @@ static void run_block_of_fibres() {
         fibre.stack.resize(STACK);
         fibre.state = RUNS;
         fibre.fake_stack = nullptr;
+        fibre.turn = false;
         getcontext(&fibre.context);
         fibre.context.uc_stack.ss_sp = fibre.stack.data();
         fibre.context.uc_stack.ss_size = fibre.stack.size();

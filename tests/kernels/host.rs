@@ -58,6 +58,14 @@ impl Host {
     }
 }
 
+/// The same with fewer threads in a block, which these kernels do not mind: a thread costs more here than what it does.
+fn narrow(geometry: Geometry) -> Geometry {
+    Geometry {
+        block: 64,
+        ..geometry
+    }
+}
+
 /// What the program reads.
 #[derive(Default)]
 struct Input(Vec<u8>);
@@ -127,7 +135,8 @@ impl Input {
                     tensor,
                 } => {
                     let argument = plan.arguments(*frame, *tensor).unwrap();
-                    self.launch("frame_to_tensor", plan.geometry(), patched(&[argument]));
+                    let geometry = narrow(plan.geometry());
+                    self.launch("frame_to_tensor", geometry, patched(&[argument]));
                 }
                 Launch::TensorToFrame {
                     plan,
@@ -135,7 +144,8 @@ impl Input {
                     frame,
                 } => {
                     let argument = plan.arguments(*tensor, *frame).unwrap();
-                    self.launch("tensor_to_frame", plan.geometry(), patched(&[argument]));
+                    let geometry = narrow(plan.geometry());
+                    self.launch("tensor_to_frame", geometry, patched(&[argument]));
                 }
             }
         }
@@ -162,7 +172,9 @@ impl Runner for Host {
         fs::remove_file(&file).unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}\n{log}", output.status);
-        assert!(log.is_empty(), "{log}");
+        // Said once of contexts of any kind, also where they are announced to it, as here.
+        let said = |line: &&str| !line.contains("swapcontext") && !line.trim().is_empty();
+        assert_eq!(log.lines().filter(said).count(), 0, "{log}");
         let mut rest = &output.stdout[..];
         let mut take = |size| {
             let (bytes, after) = rest.split_at(size);
