@@ -68,6 +68,10 @@ impl ObjectImpl for StreamDiffusion {
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
         let result = properties::set(&mut self.settings.lock(), pspec.name(), value);
+        // What was decided early, for a neighbour that asked, is decided anew.
+        if matches!(pspec.name(), "backend" | "device-id") && self.worker.lock().is_none() {
+            *self.venue.lock() = None;
+        }
         if let Err(what) = result {
             gst::element_imp_warning!(
                 self,

@@ -54,7 +54,10 @@ impl Machine for Here<'_> {
     fn neighbours(&self) -> Option<usize> {
         let given = || self.0.given.lock().clone();
         let context = cuda::look_for_context(self.0.obj().upcast_ref(), given)?;
-        Some(context.device())
+        let device = context.device();
+        // The pipeline has one, and needs to be told of no other.
+        *self.0.given.lock() = Some(context);
+        Some(device)
     }
 
     fn runtime(&self) -> Result<()> {
