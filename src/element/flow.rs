@@ -31,6 +31,9 @@ impl StreamDiffusion {
         }
         let frame = self.import(input)?;
         let (ticket, immediate) = (frame.ticket, frame.prime);
+        // Ends with this call, whatever becomes of it.
+        #[cfg(feature = "cuda")]
+        let _loan = frame.input.loan();
         let restyled = asker
             .restyle(&self.interrupt, frame)
             .map_err(|unanswered| self.unanswered(unanswered))?;

@@ -105,6 +105,10 @@ impl<R: Runtime> Studio<R> {
             prime,
         } = frame;
         let size = input.size()?;
+        if input.is_gone() {
+            // Nobody waits for it. The stream, which an error would end, goes on with the next one.
+            return Err(Error::engine("input", "was taken back by a flush"));
+        }
         self.want_prompts(&settings);
         let mut running = match self.running.take() {
             Some(running) if running.size == size => running,

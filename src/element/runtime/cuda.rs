@@ -16,9 +16,6 @@ use crate::engine::onnxruntime::CudaOnnxModel;
 use crate::engine::shared::{self, Loaded};
 use crate::error::{Error, Result};
 
-/// Copies of frames that are kept for the next ones: one is read while the next is written.
-const KEPT_COPIES: usize = 2;
-
 /// The worker's half.
 pub struct CudaRuntime {
     gpu: Arc<Gpu>,
@@ -36,8 +33,8 @@ pub struct CudaInput {
 }
 
 enum Source {
-    /// A copy in main memory.
-    System(Copied),
+    /// In main memory.
+    System(Lent),
     /// In a GPU's memory, ours or another one.
     Gpu(Mapped),
 }
@@ -46,6 +43,19 @@ impl CudaInput {
     /// Width and height of the picture that it becomes.
     pub fn size(&self) -> (usize, usize) {
         self.size
+    }
+
+    /// Whether the frame's memory was lent and has been taken back.
+    pub fn is_gone(&self) -> bool {
+        matches!(&self.source, Source::System(lent) if lent.0.lock().is_none())
+    }
+
+    /// What ends the loan of the frame's memory, if it is lent.
+    pub fn loan(&self) -> Option<Loan> {
+        match &self.source {
+            Source::System(lent) => Some(Loan(lent.clone())),
+            Source::Gpu(_) => None,
+        }
     }
 }
 
@@ -88,7 +98,9 @@ impl Runtime for CudaRuntime {
         } = *input;
         let cuda = &self.gpu.cuda;
         match source {
-            Source::System(copied) => cuda.import_host(copied.bytes(), &layout, colour, size),
+            Source::System(lent) => {
+                lent.read(|bytes| cuda.import_host(bytes, &layout, colour, size))
+            }
             Source::Gpu(mapped) => {
                 let context = match &self.gpu.sharing {
                     Some(sharing) => sharing.context_of(&mapped),
@@ -186,7 +198,6 @@ pub struct Door {
     input: gst_video::VideoInfo,
     output: gst_video::VideoInfo,
     size: (usize, usize),
-    copies: Copies,
 }
 
 impl Door {
@@ -202,12 +213,10 @@ impl Door {
             input: input.clone(),
             output: output.clone(),
             size,
-            copies: Copies::default(),
         }
     }
 
-    /// A frame for the worker: itself if it is in a GPU's memory, else a copy, because what an application lends is its
-    /// own again when the frame has been taken in.
+    /// A frame for the worker.
     pub fn import(&self, frame: &gst::Buffer) -> Result<Input> {
         let (source, layout) = match &self.gpu.sharing {
             Some(sharing) if is_cuda(frame) => {
@@ -216,11 +225,9 @@ impl Door {
                 (Source::Gpu(mapped), layout)
             }
             _ => {
-                let map = frame
-                    .map_readable()
-                    .map_err(|err| Error::engine("input", err.to_string()))?;
-                let layout = layout(&self.input, frame, None, map.len())?;
-                (Source::System(self.copies.of(&map)), layout)
+                let lent = Lent::new(frame)?;
+                let layout = layout(&self.input, frame, None, lent.size())?;
+                (Source::System(lent), layout)
             }
         };
         Ok(Input::Cuda(Box::new(CudaInput {
@@ -240,40 +247,42 @@ impl Door {
     }
 }
 
-/// Memory for copies of frames, used again and again.
-#[derive(Clone, Default)]
-struct Copies(Arc<Mutex<Vec<Vec<u8>>>>);
+/// A frame in main memory, lent to the worker, which copies it to where the GPU reads it. What an application lends to
+/// GStreamer is its own again when the frame has been taken in, so the loan ends before that, also when nobody waits for
+/// the worker any more.
+#[derive(Clone)]
+struct Lent(Arc<Mutex<Option<gst::MappedBuffer<gst::buffer::Readable>>>>);
 
-/// A copy of a frame; its memory goes back when it is dropped.
-struct Copied {
-    bytes: Vec<u8>,
-    home: Copies,
-}
+/// A loan, which ends when this is dropped: at once, or, if the frame is just being read, right after that.
+pub struct Loan(Lent);
 
-impl Copies {
-    fn of(&self, frame: &[u8]) -> Copied {
-        let mut bytes = self.0.lock().pop().unwrap_or_default();
-        bytes.clear();
-        bytes.extend_from_slice(frame);
-        Copied {
-            bytes,
-            home: self.clone(),
-        }
+impl Lent {
+    fn new(frame: &gst::Buffer) -> Result<Self> {
+        let mapped = (frame.clone().into_mapped_buffer_readable())
+            .map_err(|_| Error::engine("input", "the buffer cannot be read"))?;
+        Ok(Self(Arc::new(Mutex::new(Some(mapped)))))
+    }
+
+    /// Its size in bytes.
+    fn size(&self) -> usize {
+        self.0.lock().as_ref().map_or(0, |frame| frame.len())
+    }
+
+    /// Reads the frame, once.
+    fn read<R>(&self, work: impl FnOnce(&[u8]) -> Result<R>) -> Result<R> {
+        let mut lent = self.0.lock();
+        let result = match lent.as_ref() {
+            Some(frame) => work(frame),
+            None => Err(Error::engine("input", "was taken back by a flush")),
+        };
+        *lent = None;
+        result
     }
 }
 
-impl Copied {
-    fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Copied {
+impl Drop for Loan {
     fn drop(&mut self) {
-        let mut kept = self.home.0.lock();
-        if kept.len() < KEPT_COPIES {
-            kept.push(std::mem::take(&mut self.bytes));
-        }
+        self.0.0.lock().take();
     }
 }
 
@@ -281,17 +290,54 @@ impl Drop for Copied {
 mod tests {
     use super::*;
 
+    fn frame() -> gst::Buffer {
+        gst::init().unwrap();
+        gst::Buffer::from_slice([1, 2, 3])
+    }
+
     #[test]
-    fn copies_use_the_same_memory_again() {
-        let copies = Copies::default();
-        let first = copies.of(&[1, 2, 3]);
-        let pointer = first.bytes().as_ptr();
-        drop(first);
-        let second = copies.of(&[4, 5]);
-        assert_eq!(second.bytes(), [4, 5]);
-        assert_eq!(second.bytes().as_ptr(), pointer);
-        let more: Vec<_> = (0..9).map(|i| copies.of(&[i])).collect();
-        drop(more);
-        assert_eq!(copies.0.lock().len(), KEPT_COPIES);
+    fn a_frame_is_read_once_and_let_go() {
+        let frame = frame();
+        let lent = Lent::new(&frame).unwrap();
+        let _loan = Loan(lent.clone());
+        assert_eq!(lent.size(), 3);
+        assert!(!frame.is_writable());
+        assert_eq!(lent.read(|bytes| Ok(bytes.to_vec())).unwrap(), [1, 2, 3]);
+        assert!(frame.is_writable(), "still held");
+        assert!(lent.read(|_| Ok(())).is_err());
+    }
+
+    #[test]
+    fn a_loan_that_ended_is_not_read() {
+        let frame = frame();
+        let lent = Lent::new(&frame).unwrap();
+        drop(Loan(lent.clone()));
+        assert!(frame.is_writable());
+        let error = lent.read(|_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("taken back"), "{error}");
+    }
+
+    #[test]
+    fn a_loan_lasts_while_the_frame_is_read() {
+        let lent = Lent::new(&frame()).unwrap();
+        let loan = Loan(lent.clone());
+        let (reading, started) = std::sync::mpsc::channel();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                lent.read(|bytes| {
+                    reading.send(()).unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(30));
+                    done.store(true, order);
+                    assert_eq!(bytes, [1, 2, 3]);
+                    Ok(())
+                })
+                .unwrap();
+            });
+            started.recv().unwrap();
+            drop(loan);
+            assert!(done.load(order));
+        });
     }
 }

@@ -101,6 +101,24 @@ impl Input {
             Self::Cuda(input) => Ok(input.size()),
         }
     }
+
+    /// Whether the frame's memory was lent and has been taken back.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Host(_) => false,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(input) => input.is_gone(),
+        }
+    }
+
+    /// What ends the loan of the frame's memory, if it is lent to the worker.
+    #[cfg(feature = "cuda")]
+    pub fn loan(&self) -> Option<cuda::Loan> {
+        match self {
+            Self::Host(_) => None,
+            Self::Cuda(input) => input.loan(),
+        }
+    }
 }
 
 /// A finished picture, wherever it lies. Clones are the same picture.
