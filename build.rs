@@ -9,19 +9,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The files of `kernels/`, in the order in which they are joined.
-const KERNELS: &[&str] = &[
-    "common.cuh",
-    "combine.cu",
-    "copy.cu",
-    "posterior.cu",
-    "cosine.cu",
-    "slerp.cu",
-    "resample.cuh",
-    "frame_to_tensor.cu",
-    "tensor_to_frame.cu",
-];
-
 /// What the PTX is made for: the oldest GPUs that CUDA 13 knows. Drivers turn it into code for newer ones.
 const ARCHITECTURE: &str = "compute_75";
 
@@ -45,18 +32,30 @@ fn main() {
 fn kernels() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets OUT_DIR"));
     let mut source = String::new();
-    for file in KERNELS {
-        let path = Path::new("kernels").join(file);
-        println!("cargo:rerun-if-changed={}", path.display());
-        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        // So that compilers name the file, not the joined one.
-        let _ = writeln!(source, "#line 1 \"kernels/{file}\"\n{text}");
+    for line in read("kernels.cu").lines() {
+        match line.strip_prefix("#include \"") {
+            Some(rest) => {
+                let file = rest.trim_end_matches('"');
+                // So that compilers name the file, not the joined one.
+                let _ = writeln!(source, "#line 1 \"kernels/{file}\"\n{}", read(file));
+            }
+            None => {
+                let _ = writeln!(source, "{line}");
+            }
+        }
     }
     let joined = out.join("kernels.cu");
     fs::write(&joined, source).unwrap_or_else(|e| panic!("{}: {e}", joined.display()));
     let ptx = compile(&joined).unwrap_or_default();
     let file = out.join("kernels.ptx");
     fs::write(&file, ptx).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+}
+
+/// The text of a file of `kernels/`.
+fn read(file: &str) -> String {
+    let path = Path::new("kernels").join(file);
+    println!("cargo:rerun-if-changed={}", path.display());
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// The PTX of `source`, by the nvcc that `NVCC` names or else that of `PATH`. Without any, or when it fails, the plugin

@@ -2,8 +2,8 @@
 //
 // What all kernels share: half precision, 16-byte vectors, rows.
 //
-// The files of this folder are joined into one translation unit, this one first. They include nothing: NVRTC, which
-// compiles them on machines without a CUDA toolkit, has no headers. kernels/host compiles the same files for the CPU.
+// The files of this folder are one translation unit (kernels.cu), and use nothing but what the compiler has built in.
+// kernels/host compiles the same files for the CPU.
 //
 // Kernels that work on tensors take one argument, an array of rows in device memory, one for each blockIdx.y; the
 // blocks along x share a row's elements. So the numbers in the rows may change under a captured graph, and rows of one
@@ -20,8 +20,9 @@ typedef unsigned long long u64;
 // The bits of an IEEE 754 binary16 number.
 typedef unsigned short h16;
 
+// Four blocks to a multiprocessor: 64 registers for each thread. Left alone, the compiler goes for five and spills some.
 #define THREADS 256
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 4)
 
 struct alignas(16) Vector {
     u32 word[4];
@@ -40,6 +41,13 @@ static __device__ __forceinline__ h16 to_half(float value) {
     h16 bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
+}
+
+// To one unit in the last place; powers of two exactly. `/` is a call of a dozen instructions.
+static __device__ __forceinline__ float reciprocal(float value) {
+    float result;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
 }
 
 #define DYNAMIC_SHARED(name) extern __shared__ float name[]

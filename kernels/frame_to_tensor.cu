@@ -86,6 +86,7 @@ static __device__ __forceinline__ void frame_to_tensor_of(const FrameToTensor &p
             if (x + i < x1) {
                 const Taps luma = taps(p.across[0], x + i);
                 const int step = (int)(p.step[0] / Sample::bytes);
+#pragma unroll 2
                 for (int k = 0; k < luma.count; k++) {
                     const int sample = (int)inside(p.across[0], luma.first + k);
                     codes[i][0] += weight(p.across[0], luma, k) * sums[zero[0] + sample * step];
@@ -93,6 +94,7 @@ static __device__ __forceinline__ void frame_to_tensor_of(const FrameToTensor &p
                 if (p.components == 3) {
                     const Taps others = taps(p.across[1], x + i);
                     const int step = (int)(p.step[1] / Sample::bytes);
+#pragma unroll 2
                     for (int k = 0; k < others.count; k++) {
                         const int sample = (int)inside(p.across[1], others.first + k);
                         const float share = weight(p.across[1], others, k);

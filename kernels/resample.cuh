@@ -26,6 +26,7 @@ struct Taps {
     float between;
     u32 begin;
     u32 end;
+    float share;
 };
 
 static __device__ __forceinline__ Taps taps(const Axis &axis, u32 o) {
@@ -36,13 +37,15 @@ static __device__ __forceinline__ Taps taps(const Axis &axis, u32 o) {
         t.first = (int)(t.begin / axis.den);
         t.count = (int)((t.end - 1) / axis.den) - t.first + 1;
         t.between = -1;
+        t.share = reciprocal((float)axis.num);
     } else {
         // (o + ½)·num/den − ½, in units of 1/(2·den) and moved up by a sample, so that it is positive.
         const u32 position = 2 * t.begin + axis.num + axis.den;
         const u32 sample = position / (2 * axis.den);
         t.first = (int)sample - 2;
         t.count = 4;
-        t.between = (float)(position - sample * 2 * axis.den) / (float)(2 * axis.den);
+        t.share = 0;
+        t.between = (float)(position - sample * 2 * axis.den) * reciprocal((float)(2 * axis.den));
     }
     return t;
 }
@@ -54,7 +57,7 @@ static __device__ __forceinline__ float weight(const Axis &axis, const Taps &t, 
             return 1;
         const u32 from = (u32)(t.first + k) * axis.den, to = from + axis.den;
         const u32 overlap = (to < t.end ? to : t.end) - (from > t.begin ? from : t.begin);
-        return (float)overlap / (float)axis.num;
+        return (float)overlap * t.share;
     }
     const float x = t.between;
     switch (k) {
@@ -149,6 +152,7 @@ static __device__ __forceinline__ void add_rows(const u8 *base, u64 stride, u32 
     }
     for (u32 i = per_word * words + threadIdx.x; i < (end - begin) / Sample::bytes; i += blockDim.x) {
         float sum = 0;
+#pragma unroll 1
         for (int k = 0; k < rows.count; k++) {
             const u8 *row = base + inside(axis, rows.first + k) * stride;
             sum += weight(axis, rows, k) * Sample::value(row + begin + Sample::bytes * i);

@@ -60,24 +60,26 @@ KERNEL tensor_to_frame(const TensorToFrame p) {
     const Span needed = span(p.across, x0, x1);
     const u64 stride = 2 * (u64)p.across.size;
     const u64 area = stride * p.down.size;
-    int zero[3];
-    for (u32 row = 0; row < rows; row++) {
-        const Taps vertical = taps(p.down, y0 + row);
-#pragma unroll
-        for (u32 c = 0; c < 3; c++) {
-            const u8 *base = (const u8 *)p.tensor + c * area;
-            const u32 begin = begin_at(base, stride, 2 * needed.first);
-            // The same in every row, and maybe not in every channel.
-            zero[c] = -(int)(begin / 2);
-            add_rows<Half>(base, stride, begin, 2 * needed.last + 2, p.down, vertical, sums + (row * 3 + c) * p.room);
-        }
+    // One channel of one row after the other.
+#pragma unroll 1
+    for (u32 i = 0; i < 3 * rows; i++) {
+        const u8 *base = (const u8 *)p.tensor + i % 3 * area;
+        const u32 begin = begin_at(base, stride, 2 * needed.first);
+        const Taps vertical = taps(p.down, y0 + i / 3);
+        add_rows<Half>(base, stride, begin, 2 * needed.last + 2, p.down, vertical, sums + i * p.room);
     }
+    // Where sample 0 of each channel would be among its sums.
+    int zero[3];
+#pragma unroll
+    for (u32 c = 0; c < 3; c++)
+        zero[c] = (int)(c * p.room) - (int)begin_at((const u8 *)p.tensor + c * area, stride, 2 * needed.first) / 2;
     __syncthreads();
 
     const float top = p.ten_bits ? 1023 : 255;
     // Two pixels of each row.
     for (u32 x = x0 + 2 * threadIdx.x; x < x1; x += 2 * blockDim.x) {
         float mean[2][3] = {{0, 0, 0}, {0, 0, 0}};
+#pragma unroll 1
         for (u32 row = 0; row < rows; row++) {
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
@@ -85,12 +87,13 @@ KERNEL tensor_to_frame(const TensorToFrame p) {
                     break;
                 float rgb[3] = {0, 0, 0};
                 const Taps horizontal = taps(p.across, x + i);
+#pragma unroll 2
                 for (int k = 0; k < horizontal.count; k++) {
                     const int sample = (int)inside(p.across, horizontal.first + k);
                     const float share = weight(p.across, horizontal, k);
 #pragma unroll
                     for (u32 c = 0; c < 3; c++)
-                        rgb[c] += share * sums[(int)((row * 3 + c) * p.room) + zero[c] + sample];
+                        rgb[c] += share * sums[(int)(3 * row * p.room) + zero[c] + sample];
                 }
 #pragma unroll
                 for (u32 c = 0; c < 3; c++) {
@@ -123,7 +126,7 @@ KERNEL tensor_to_frame(const TensorToFrame p) {
             }
         }
         if (p.components == 3 && p.sub_x > 0) {
-            const float share = 1.0f / (float)(rows * (x + 1 < x1 ? 2 : 1));
+            const float share = reciprocal((float)(rows * (x + 1 < x1 ? 2 : 1)));
             float rgb[3];
 #pragma unroll
             for (u32 c = 0; c < 3; c++)

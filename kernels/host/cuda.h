@@ -11,7 +11,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 // Blocks run one after the other.
 #define __shared__ static
 
@@ -63,6 +63,8 @@ static inline float from_half(unsigned short bits) {
     }
     return float_of(sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13);
 }
+
+static inline float reciprocal(float value) { return 1 / value; }
 
 static inline unsigned short to_half(float value) {
     uint32_t bits;

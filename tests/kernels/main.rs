@@ -16,11 +16,11 @@ mod tensors;
 
 use gststreamdiffusion::device::cuda::kernels;
 
-/// What every supported GPU, and one that is too old, gets from NVRTC; `NVRTC_DYLIB_PATH` may say where that is.
+/// What GPUs get from NVRTC, and one that is too old for it; `NVRTC_DYLIB_PATH` may say where that is.
 #[test]
 #[ignore = "needs NVIDIA's run-time compiler"]
 fn nvrtc_compiles_the_kernels() {
-    for capability in [75, 80, 86, 89, 90, 100, 120] {
+    for capability in [75, 90, 120] {
         let made = kernels::compile(capability, 13).unwrap();
         println!("{made}");
         assert!(made.contains("machine code"), "{made}");
