@@ -64,7 +64,11 @@ static __device__ __forceinline__ void frame_to_tensor_of(const FrameToTensor &p
             const u8 *base = p.planes[plane];
             const u32 begin = begin_at(base, p.strides[plane], first);
             const Axis axis = p.down[plane];
-            add_rows<Sample>(base, p.strides[plane], begin, end, axis, taps(axis, y), sums + used);
+            const Taps rows = taps(axis, y);
+            const u32 words = words_of(base, p.strides[plane], begin, end);
+            for (u32 i = threadIdx.x; i < words; i += blockDim.x)
+                add_word<Sample>(base, p.strides[plane], begin, i, axis, rows, sums + used);
+            add_samples<Sample>(base, p.strides[plane], begin, end, words, axis, rows, sums + used);
 #pragma unroll
             for (u32 c = 0; c < 3; c++) {
                 if (p.plane[c] == plane)

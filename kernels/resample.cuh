@@ -125,32 +125,41 @@ static __device__ __forceinline__ u32 begin_at(const u8 *base, u64 stride, u32 f
     return (((u64)base | stride) & 3) == 0 ? first & ~3u : first;
 }
 
-// Adds up bytes [begin, end) of the rows that `rows` names, each `stride` bytes after the last, into out[0…]: one float
-// a sample. All threads of a block do it together; they must meet before anyone reads `out`.
+// How many words there are to read from there to `end`; the samples after them are read one by one.
+static __device__ __forceinline__ u32 words_of(const u8 *base, u64 stride, u32 begin, u32 end) {
+    return (((u64)(base + begin) | stride) & 3) == 0 ? (end - begin) / 4 : 0;
+}
+
+// Adds up word i from byte `begin` on of the rows that `rows` names, each `stride` bytes after the last, into `out`, which
+// has one float for a sample.
 template <typename Sample>
-static __device__ __forceinline__ void add_rows(const u8 *base, u64 stride, u32 begin, u32 end, const Axis &axis,
+static __device__ __forceinline__ void add_word(const u8 *base, u64 stride, u32 begin, u32 i, const Axis &axis,
                                                 const Taps &rows, float *out) {
-    const int per_word = 4 / Sample::bytes;
-    const u32 words = (((u64)(base + begin) | stride) & 3) == 0 ? (end - begin) / 4 : 0;
-    for (u32 i = threadIdx.x; i < words; i += blockDim.x) {
-        float sum[per_word], values[per_word];
+    const u32 per_word = 4 / Sample::bytes;
+    float sum[per_word], values[per_word];
 #pragma unroll
-        for (int j = 0; j < per_word; j++)
-            sum[j] = 0;
+    for (u32 j = 0; j < per_word; j++)
+        sum[j] = 0;
 #pragma unroll 4
-        for (int k = 0; k < rows.count; k++) {
-            const u8 *row = base + inside(axis, rows.first + k) * stride;
-            Sample::word(*(const u32 *)(row + begin + 4 * i), values);
-            const float share = weight(axis, rows, k);
+    for (int k = 0; k < rows.count; k++) {
+        const u8 *row = base + inside(axis, rows.first + k) * stride;
+        Sample::word(*(const u32 *)(row + begin + 4 * i), values);
+        const float share = weight(axis, rows, k);
 #pragma unroll
-            for (int j = 0; j < per_word; j++)
-                sum[j] += share * values[j];
-        }
-#pragma unroll
-        for (int j = 0; j < per_word; j++)
-            out[per_word * i + j] = sum[j];
+        for (u32 j = 0; j < per_word; j++)
+            sum[j] += share * values[j];
     }
-    for (u32 i = per_word * words + threadIdx.x; i < (end - begin) / Sample::bytes; i += blockDim.x) {
+#pragma unroll
+    for (u32 j = 0; j < per_word; j++)
+        out[per_word * i + j] = sum[j];
+}
+
+// The same for samples after `words` words, until byte `end`. All threads of a block do it together.
+template <typename Sample>
+static __device__ __forceinline__ void add_samples(const u8 *base, u64 stride, u32 begin, u32 end, u32 words,
+                                                   const Axis &axis, const Taps &rows, float *out) {
+    const u32 samples = (end - begin) / Sample::bytes;
+    for (u32 i = 4 / Sample::bytes * words + threadIdx.x; i < samples; i += blockDim.x) {
         float sum = 0;
 #pragma unroll 1
         for (int k = 0; k < rows.count; k++) {

@@ -60,19 +60,23 @@ KERNEL tensor_to_frame(const TensorToFrame p) {
     const Span needed = span(p.across, x0, x1);
     const u64 stride = 2 * (u64)p.across.size;
     const u64 area = stride * p.down.size;
-    // One channel of one row after the other.
-#pragma unroll 1
-    for (u32 i = 0; i < 3 * rows; i++) {
-        const u8 *base = (const u8 *)p.tensor + i % 3 * area;
-        const u32 begin = begin_at(base, stride, 2 * needed.first);
-        const Taps vertical = taps(p.down, y0 + i / 3);
-        add_rows<Half>(base, stride, begin, 2 * needed.last + 2, p.down, vertical, sums + i * p.room);
+    const Taps upper = taps(p.down, y0), lower = taps(p.down, y0 + rows - 1);
+    // Where rows are aligned, so are those of every channel.
+    const u8 *tensor = (const u8 *)p.tensor;
+    const u32 begin = begin_at(tensor, stride, 2 * needed.first), end = 2 * needed.last + 2;
+    const u32 words = words_of(tensor, stride, begin, end);
+    // Of a small piece one channel would not keep all threads busy, so they share out all channels and rows.
+    for (u32 i = threadIdx.x; i < 3 * rows * words; i += blockDim.x) {
+        const u32 part = i / words;
+        add_word<Half>(tensor + part % 3 * area, stride, begin, i - part * words, p.down, part < 3 ? upper : lower,
+                       sums + part * p.room);
     }
-    // Where sample 0 of each channel would be among its sums.
-    int zero[3];
-#pragma unroll
-    for (u32 c = 0; c < 3; c++)
-        zero[c] = (int)(c * p.room) - (int)begin_at((const u8 *)p.tensor + c * area, stride, 2 * needed.first) / 2;
+#pragma unroll 1
+    for (u32 part = 0; part < 3 * rows; part++)
+        add_samples<Half>(tensor + part % 3 * area, stride, begin, end, words, p.down,
+                          part < 3 ? upper : lower, sums + part * p.room);
+    // Where sample 0 would be among the sums of a channel.
+    const int zero = -(int)(begin / 2);
     __syncthreads();
 
     const float top = p.ten_bits ? 1023 : 255;
@@ -93,7 +97,7 @@ KERNEL tensor_to_frame(const TensorToFrame p) {
                     const float share = weight(p.across, horizontal, k);
 #pragma unroll
                     for (u32 c = 0; c < 3; c++)
-                        rgb[c] += share * sums[(int)(3 * row * p.room) + zero[c] + sample];
+                        rgb[c] += share * sums[(int)((3 * row + c) * p.room) + zero + sample];
                 }
 #pragma unroll
                 for (u32 c = 0; c < 3; c++) {
