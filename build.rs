@@ -62,7 +62,6 @@ fn read(file: &str) -> String {
 /// compiles its source on the user's machine; setting `NVCC` to nothing asks for that.
 fn compile(source: &Path) -> Option<Vec<u8>> {
     println!("cargo:rerun-if-env-changed=NVCC");
-    println!("cargo:rerun-if-env-changed=PATH");
     let named = env::var_os("NVCC");
     let nvcc = named.clone().unwrap_or_else(|| "nvcc".into());
     if nvcc.is_empty() {
