@@ -176,7 +176,6 @@ def tensor_to_frame(name, tensor, matrix, full, to):
 
 
 def frames():
-    random = np.random.default_rng(1)
     cases = []
     sizes = [((13, 9), (13, 9)), ((13, 9), (20, 16)), ((26, 19), (8, 6)), ((11, 21), (16, 4)), ((1, 1), (4, 3)),
              ((40, 6), (2, 6))]
