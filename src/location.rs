@@ -1,6 +1,6 @@
 //! Where code was loaded from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The file this code is in: the plugin's shared object, or the program it is linked into.
 pub fn object() -> Option<PathBuf> {
@@ -32,4 +32,58 @@ pub fn object_of(address: *const ()) -> Option<PathBuf> {
 #[cfg(not(unix))]
 pub fn object_of(_: *const ()) -> Option<PathBuf> {
     None
+}
+
+/// The folders that count as "beside the plugin", and the folder `name` in each.
+pub fn beside(name: &str) -> Vec<PathBuf> {
+    let object = object();
+    let mut folders = Vec::new();
+    let mut add = |folder: Option<&Path>| {
+        if let Some(folder) = folder {
+            folders.push(folder.to_owned());
+            folders.push(folder.join(name));
+        }
+    };
+    let folder = object.as_deref().and_then(Path::parent);
+    add(folder);
+    let program = std::env::current_exe().and_then(|path| path.canonicalize());
+    if (object.is_some() && object == program.ok())
+        || folder.is_some_and(|folder| folder.ends_with("deps"))
+    {
+        // Linked into a program, as tests are, which cargo puts one folder below the plugin; or the plugin's own copy
+        // there, which GStreamer may come upon first.
+        add(folder.and_then(Path::parent));
+    }
+    if let Some(prefix) = folder.filter(|f| f.ends_with("bin")).and_then(Path::parent) {
+        // The program that is installed with the plugin, which is in PREFIX/lib/gstreamer-1.0, PREFIX/lib64/gstreamer-1.0
+        // or PREFIX/lib/TRIPLET/gstreamer-1.0.
+        let lib = prefix.join("lib");
+        let triplets = std::fs::read_dir(&lib).into_iter().flatten().flatten();
+        let triplets = triplets.map(|entry| entry.path());
+        for libraries in [lib.clone(), prefix.join("lib64")]
+            .into_iter()
+            .chain(triplets)
+        {
+            let plugins = libraries.join("gstreamer-1.0");
+            if plugins.is_dir() {
+                add(Some(&plugins));
+            }
+        }
+    }
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_program_is_beside_itself() {
+        let program = std::env::current_exe().unwrap();
+        let folder = program.parent().unwrap();
+        let beside = beside("onnxruntime");
+        assert!(beside.contains(&folder.to_owned()), "{beside:?}");
+        assert!(beside.contains(&folder.join("onnxruntime")));
+        assert!(beside.contains(&folder.parent().unwrap().to_owned()));
+    }
 }

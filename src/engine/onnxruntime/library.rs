@@ -48,7 +48,10 @@ pub(super) fn runtime() -> Result<&'static Runtime> {
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    let (path, version) = find(std::env::var_os(VARIABLE).as_deref(), &beside())?;
+    let (path, version) = find(
+        std::env::var_os(VARIABLE).as_deref(),
+        &location::beside("onnxruntime"),
+    )?;
     let failed = |e: &dyn std::fmt::Display| {
         Error::Library(format!("ONNX Runtime at {}: {e}", path.display()))
     };
@@ -200,45 +203,6 @@ fn library_version(name: &str) -> Option<Vec<u32>> {
     version.split('.').map(|n| n.parse().ok()).collect()
 }
 
-/// The folders that count as "beside the plugin".
-fn beside() -> Vec<PathBuf> {
-    let object = location::object();
-    let mut folders = Vec::new();
-    let mut add = |folder: Option<&Path>| {
-        if let Some(folder) = folder {
-            folders.push(folder.to_owned());
-            folders.push(folder.join("onnxruntime"));
-        }
-    };
-    let folder = object.as_deref().and_then(Path::parent);
-    add(folder);
-    let program = std::env::current_exe().and_then(|path| path.canonicalize());
-    if (object.is_some() && object == program.ok())
-        || folder.is_some_and(|folder| folder.ends_with("deps"))
-    {
-        // Linked into a program, as tests are, which cargo puts one folder below the plugin; or the plugin's own copy
-        // there, which GStreamer may come upon first.
-        add(folder.and_then(Path::parent));
-    }
-    if let Some(prefix) = folder.filter(|f| f.ends_with("bin")).and_then(Path::parent) {
-        // The program that is installed with the plugin, which is in PREFIX/lib/gstreamer-1.0, PREFIX/lib64/gstreamer-1.0
-        // or PREFIX/lib/TRIPLET/gstreamer-1.0.
-        let lib = prefix.join("lib");
-        let triplets = std::fs::read_dir(&lib).into_iter().flatten().flatten();
-        let triplets = triplets.map(|entry| entry.path());
-        for libraries in [lib.clone(), prefix.join("lib64")]
-            .into_iter()
-            .chain(triplets)
-        {
-            let plugins = libraries.join("gstreamer-1.0");
-            if plugins.is_dir() {
-                add(Some(&plugins));
-            }
-        }
-    }
-    folders
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,15 +288,5 @@ mod tests {
             let order = [files[2], files[1], files[0], files[3]];
             assert_eq!(found, order.map(|f| folder.0.join(f)));
         }
-    }
-
-    #[test]
-    fn a_test_program_is_beside_itself() {
-        let program = std::env::current_exe().unwrap();
-        let folder = program.parent().unwrap();
-        let beside = beside();
-        assert!(beside.contains(&folder.to_owned()), "{beside:?}");
-        assert!(beside.contains(&folder.join("onnxruntime")));
-        assert!(beside.contains(&folder.parent().unwrap().to_owned()));
     }
 }
