@@ -1,7 +1,11 @@
 //! Engines: a model folder's components made runnable on a device.
 
+#[cfg(feature = "tensorrt")]
+pub mod cache;
 pub mod onnxruntime;
 pub mod shared;
+#[cfg(feature = "tensorrt")]
+pub mod tensorrt;
 
 use crate::device::HostTensor;
 use crate::error::{Error, Result};

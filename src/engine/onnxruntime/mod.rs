@@ -14,3 +14,5 @@ mod unet;
 pub use cuda::{CudaOnnxModel, Kept};
 pub use model::OnnxModel;
 pub use unet::Context;
+#[cfg(feature = "tensorrt")]
+pub use unet::{LiveInput, LivePart};

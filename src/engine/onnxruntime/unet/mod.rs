@@ -1,6 +1,8 @@
 //! The U-Net: as it is, or split into what runs once per prompt and step list and what runs for every frame.
 
 mod given;
+#[cfg(feature = "tensorrt")]
+mod live;
 pub(super) mod parts;
 pub(super) mod plan;
 
@@ -16,6 +18,8 @@ use crate::model::{ModelFolder, Role};
 use given::Given;
 use parts::{Parts, Source};
 
+#[cfg(feature = "tensorrt")]
+pub use live::{LiveInput, LivePart};
 pub use plan::Context;
 use plan::{filled, runs, stacked_shape, together};
 

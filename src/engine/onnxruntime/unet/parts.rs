@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::{Boundary, ComponentFile, ModelFolder, Port, Role, Split, TensorType};
 
 /// The timesteps that the slow part is tried with.
-const TRIED: [u32; 2] = [801, 40];
+pub const TRIED: [u32; 2] = [801, 40];
 /// How far a row in a batch may be from the same row alone, as a share of the largest value: sums in f16 differ by that.
 const TOLERANCE: f32 = 1e-2;
 
@@ -23,6 +23,18 @@ pub struct Parts {
     /// What is run for every frame.
     pub live: Arc<Session>,
     /// How `live`'s inputs but the latent are fed, in their order.
+    pub feeds: Vec<Feed>,
+}
+
+/// A U-Net cut in two, of which the slow part is ready to run.
+pub struct Cut {
+    /// What gives the live part's graph.
+    pub split: Split,
+    /// What is run once per timestep, text and size.
+    pub slow: Slow,
+    /// The types of what the slow part gives.
+    pub types: Vec<TensorType>,
+    /// How the live part's inputs but the latent are fed, in their order.
     pub feeds: Vec<Feed>,
 }
 
@@ -104,6 +116,32 @@ impl Parts {
         providers: &Providers,
     ) -> std::result::Result<Self, String> {
         let file = folder.unet();
+        let cut = Cut::open(folder, given, &providers.texts)?;
+        let name = file.input(Role::Sample).map_or("", |port| &port.name);
+        let others = cut.split.boundary().iter().map(|b| b.name.as_str());
+        let inputs: Vec<&str> = [name].into_iter().chain(others).collect();
+        let (outputs, on) = ([file.output.name.as_str()], &providers.frames);
+        let live = (cut.split.fast(&cut.types))
+            .and_then(|bytes| Session::from_memory(file, &bytes, &inputs, &outputs, on))
+            .map_err(|e| e.to_string())?;
+        let [all, ahead, _] = cut.split.node_counts();
+        Ok(Self {
+            precomputed: format!("{ahead} of {all} nodes, {} tensors kept", cut.feeds.len()),
+            feeds: cut.feeds,
+            slow: Some(cut.slow),
+            live: Arc::new(live),
+        })
+    }
+}
+
+impl Cut {
+    /// Cuts the U-Net of `folder` in two and loads the slow part; an error says why it cannot be done.
+    pub fn open(
+        folder: &ModelFolder,
+        given: &Given,
+        provider: &Provider,
+    ) -> std::result::Result<Self, String> {
+        let file = folder.unet();
         let said = |e: Error| e.to_string();
         let name = |role| file.input(role).map_or("", |port| &port.name);
         let split = Split::open(&file.path, name(Role::Sample), &file.output.name);
@@ -118,11 +156,10 @@ impl Parts {
         let inputs: Vec<&str> = split.slow_inputs().collect();
         let computed: Vec<_> = split.boundary().iter().filter(|b| !b.is_input).collect();
         let outputs: Vec<&str> = computed.iter().map(|b| b.name.as_str()).collect();
-        let load = |bytes: Result<Vec<u8>>, inputs: &[&str], outputs: &[&str], on: &Provider| {
-            // The bytes, which may hold all weights, go before the next part's come.
-            Session::from_memory(file, &bytes?, inputs, outputs, on)
-        };
-        let slow = load(split.slow(), &inputs, &outputs, &providers.texts).map_err(said)?;
+        // The bytes, which may hold all weights, go before the live part's come.
+        let slow = (split.slow())
+            .and_then(|bytes| Session::from_memory(file, &bytes, &inputs, &outputs, provider))
+            .map_err(said)?;
         let slow = Slow::new(slow, file);
         let (shapes, stacks) = slow.try_out(folder, given)?;
 
@@ -135,12 +172,6 @@ impl Parts {
                 dims: Some(vec![None; shape.len()]),
             })
             .collect();
-        let others = split.boundary().iter().map(|b| b.name.as_str());
-        let inputs: Vec<&str> = [name(Role::Sample)].into_iter().chain(others).collect();
-        let live = split.fast(&types);
-        let outputs_of_live = [file.output.name.as_str()];
-        let live = load(live, &inputs, &outputs_of_live, &providers.frames).map_err(said)?;
-
         let feed = |boundary: &Boundary| {
             let mut given = file.inputs.iter();
             if let Some((role, port)) = given.find(|(_, port)| port.name == boundary.name) {
@@ -157,15 +188,12 @@ impl Parts {
                 },
             })
         };
-        let feeds = split.boundary().iter().map(feed);
-        let [all, ahead, _] = split.node_counts();
+        let feeds = split.boundary().iter().map(feed).collect::<Option<_>>();
         Ok(Self {
-            precomputed: format!("{ahead} of {all} nodes, {} tensors kept", feeds.len()),
-            feeds: feeds
-                .collect::<Option<_>>()
-                .ok_or("its parts do not fit together")?,
-            slow: Some(slow),
-            live: Arc::new(live),
+            feeds: feeds.ok_or("its parts do not fit together")?,
+            split,
+            slow,
+            types,
         })
     }
 }
@@ -197,6 +225,12 @@ impl Slow {
             session,
             rows: file.batch().unwrap_or(1),
         }
+    }
+
+    /// What its outputs are, in the order [`run`](Self::run) gives them.
+    #[cfg(feature = "tensorrt")]
+    pub fn outputs(&self) -> &[Port] {
+        self.session.outputs()
     }
 
     /// Its outputs for one row; `value` tells what the row is given for a role.
