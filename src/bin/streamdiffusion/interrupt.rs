@@ -37,6 +37,8 @@ pub fn watch() -> Result<(), Failure> {
             // SAFETY: both outlive the call.
             while unsafe { libc::sigwait(&signals, &mut signal) } != 0 {}
             let _guard = WRITING.lock();
+            #[cfg(feature = "tensorrt")]
+            gststreamdiffusion::engine::cache::abandon();
             // SAFETY: ends the process, no file is half written. `exit` would run the exit handlers of libraries whose
             // threads still compute.
             unsafe { libc::_exit(128 + signal) }

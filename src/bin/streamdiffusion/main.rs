@@ -5,9 +5,15 @@
 //! same element that pipelines use, so every property means the same.
 
 mod bench;
+#[cfg(feature = "tensorrt")]
+mod build;
+#[cfg(feature = "tensorrt")]
+mod engines;
 mod failure;
 mod inspect;
 mod interrupt;
+#[cfg(feature = "tensorrt")]
+mod memory;
 mod pictures;
 mod player;
 mod printing;
@@ -29,6 +35,8 @@ Examples:
   streamdiffusion run -i photo.jpg -o painting.png --prompt \"oil painting\"
   streamdiffusion run models/sd-turbo -i frames/ -o restyled/ --strength 0.5
   streamdiffusion bench models/sd-turbo --size 512x512 --compare steps=1,2
+  streamdiffusion build models/sd-turbo --size 512x512
+  streamdiffusion engines list
 
 Without a FOLDER, the bundled demo model is used. The exit status is 0 when all went well, 1 when something failed,
 2 when the command line was wrong.";
@@ -49,6 +57,22 @@ enum Command {
     Inspect(inspect::Args),
     Run(run::Args),
     Bench(bench::Args),
+    #[cfg(feature = "tensorrt")]
+    Build(build::Args),
+    #[cfg(feature = "tensorrt")]
+    Engines(engines::Args),
+    /// Build the TensorRT engines of a model (not in this program: it was built without the feature "tensorrt")
+    #[cfg(not(feature = "tensorrt"))]
+    #[command(alias = "engines")]
+    Build(Absent),
+}
+
+/// Whatever was typed after the name of a command that is not there.
+#[cfg(not(feature = "tensorrt"))]
+#[derive(clap::Args)]
+struct Absent {
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    _rest: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +81,14 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Run(args) => run::run(args, cli.verbose),
         Command::Bench(args) => bench::bench(args),
+        #[cfg(feature = "tensorrt")]
+        Command::Build(args) => build::build(args),
+        #[cfg(feature = "tensorrt")]
+        Command::Engines(args) => engines::engines(args),
+        #[cfg(not(feature = "tensorrt"))]
+        Command::Build(_) => Err(Failure::usage(
+            "this program was built without TensorRT; \"cargo build --release --features tensorrt\" builds one with it",
+        )),
     };
     match result {
         Ok(code) => code,
