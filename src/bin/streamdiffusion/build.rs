@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use gststreamdiffusion::engine::cache::{Cache, Hashes, Key, Order, Outcome, free};
 use gststreamdiffusion::engine::tensorrt::builder::{self, ComputeCapability};
-use gststreamdiffusion::engine::tensorrt::{Part, Profile, Recipe, Span, library};
+use gststreamdiffusion::engine::tensorrt::{Part, Profile, Recipe, Span, library, parser};
 use gststreamdiffusion::error::Error;
 use gststreamdiffusion::model::{Component, ModelFolder};
 use parking_lot::{Condvar, Mutex};
@@ -52,8 +52,8 @@ pub struct Args {
     /// Which components, with commas between: unet, vae_encoder, vae_decoder. All if left out
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = component)]
     components: Vec<Component>,
-    /// GPUs to build for, by compute capability, with commas between, such as 8.9 for RTX 40 and 12.0 for RTX 50. 7.5
-    /// (RTX 20) needs an engine of its own
+    /// GPUs to build for, by compute capability, with commas between, such as 8.9 for RTX 40 and 12.0 for RTX 50. RTX 20
+    /// (7.5) is not among those that are served without it
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     compute_capability: Vec<ComputeCapability>,
     /// Folder for the engines; the user's cache folder if left out
@@ -131,6 +131,7 @@ pub fn build(args: &Args) -> Result<ExitCode, Failure> {
     let profile = profile(args, &folder);
     profile.check(&folder)?;
     let tensorrt = library()?;
+    parser()?;
     let cache = Cache::new(args.out.as_deref())?;
 
     let plans = plans(args, &folder, &profile, &cache)?;
@@ -229,13 +230,18 @@ struct Cost {
 }
 
 impl Cost {
-    /// From the bytes of a component's files, as measured on two cores at 2.5 GHz (docs/tensorrt.md).
-    fn of(weights: u64) -> Self {
+    /// From the bytes of a component's files, as measured on two cores at 2.5 GHz (docs/tensorrt.md). A U-Net has many
+    /// kinds of layers, each with its code in the engine.
+    fn of(component: Component, weights: u64) -> Self {
         let gigabytes = weights as f64 / 1e9;
+        let (seconds, code) = match component {
+            Component::Unet => (4.0, 24 << 20),
+            _ => (0.5, 6 << 20),
+        };
         Self {
-            seconds: 1.0 + 16.0 * gigabytes,
-            memory: (300 << 20) + weights * 33 / 10,
-            disk: (8 << 20) + weights * 21 / 20,
+            seconds: seconds + 14.0 * gigabytes,
+            memory: (400 << 20) + weights * 33 / 10,
+            disk: code + weights * 21 / 20,
         }
     }
 
@@ -296,7 +302,7 @@ fn plans<'a>(
         let key = recipe.key(&args.compute_capability, &mut hashes, &mut tell)?;
         plans.push(Plan {
             path: cache.path(&key),
-            cost: Cost::of(recipe.weights()),
+            cost: Cost::of(recipe.component(), recipe.weights()),
             key,
             recipe,
         });
@@ -434,9 +440,10 @@ fn one(
     state: &Arc<Mutex<State>>,
 ) -> Result<Outcome, Error> {
     state.lock().start = Some(Instant::now());
+    let model = std::path::absolute(model).unwrap_or_else(|_| model.to_owned());
     let order = Order {
         key: &plan.key,
-        model,
+        model: &model,
         room: plan.cost.disk,
     };
     let waits = || {

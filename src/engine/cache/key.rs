@@ -90,9 +90,27 @@ impl Key {
             .map(|((name, have), (_, want))| match name {
                 // Nobody compares hashes by eye.
                 "source" => "source: the component's files have changed since".to_owned(),
+                "inputs" => format!("inputs: {}", self.other_inputs(wanted)),
                 _ => format!("{name}: {have}, now {want}"),
             })
             .collect()
+    }
+
+    /// In which inputs `wanted` differs: the first of them, and how many more, as a U-Net has dozens that change together.
+    fn other_inputs(&self, wanted: &Self) -> String {
+        if self.inputs.len() != wanted.inputs.len() {
+            let (have, want) = (self.inputs.len(), wanted.inputs.len());
+            return format!("{have}, now {want}");
+        }
+        let pairs = self.inputs.iter().zip(&wanted.inputs);
+        let mut others = pairs.filter(|(have, want)| have != want);
+        let first = others.next();
+        let first = first.map(|(have, want)| format!("{have}, now {want}"));
+        let more = match others.count() {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        first.unwrap_or_default() + &more
     }
 
     /// Whether an engine with these [`differences`](Self::differences) is worth naming for this one: it is of the same
@@ -162,6 +180,11 @@ mod tests {
         let told = have.differences(&want);
         assert_eq!(told, ["builder: rtx 1.7.1.116, now rtx 1.8.0.1"]);
         assert!(want.is_of_its_kind(&told));
+        let mut sizes = have.clone();
+        sizes.inputs = vec!["x float16 2x4x64x64".into(), "z".into()];
+        let told = have.differences(&sizes);
+        let expected = "inputs: x float16 1x4x64x64, now x float16 2x4x64x64 (and 1 more)";
+        assert_eq!(told, [expected]);
         want.source = "cd".into();
         assert!(!want.is_of_its_kind(&have.differences(&want)));
         want.builder = have.builder.clone();

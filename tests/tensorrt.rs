@@ -1,0 +1,672 @@
+//! Engines built with the real library, on machines without a GPU.
+//!
+//! Needs TensorRT for RTX (`TENSORRT_LIBRARY_PATH`, or beside the test program) and ONNX Runtime (`ORT_DYLIB_PATH`, the
+//! same): without them these tests fail, they do not skip.
+#![cfg(all(
+    feature = "tensorrt",
+    feature = "program",
+    not(feature = "tensorrt-enterprise")
+))]
+
+mod common;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use common::{Folder, data, parity, wait_until};
+use gststreamdiffusion::engine::cache::{Cache, Hashes};
+use gststreamdiffusion::engine::tensorrt::builder::{self, Input, Job, Progress, Source};
+use gststreamdiffusion::engine::tensorrt::{Part, Profile, Recipe, Span, library};
+use gststreamdiffusion::error::Error;
+use gststreamdiffusion::model::{Component, Dtype, ModelFolder, Role};
+
+/// Goes on, whatever it is told.
+struct Silent;
+
+impl Progress for Silent {
+    fn step(&self, _: &str, _: usize, _: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+fn profile(rows: usize, side: usize) -> Profile {
+    Profile {
+        rows: Span::new(1, 2, rows),
+        frames: Span::new(1, 1, 2),
+        width: Span::of(side),
+        height: Span::of(side),
+        chunks: Span::of(1),
+    }
+}
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")
+}
+
+/// What TensorRT for RTX 1.7 writes at the start of an engine, as seen by building for each GPU alone: "vtrt", the
+/// engine's length at 16, the version at 24, and a bit for each compute capability at 32.
+#[track_caller]
+fn check_header(engine: &[u8], capabilities: u8) {
+    let word = |at: usize| u64::from_le_bytes(engine[at..at + 8].try_into().unwrap());
+    assert_eq!(&engine[..4], b"vtrt");
+    assert_eq!(word(16), engine.len() as u64);
+    let version = library().unwrap().version;
+    let written = [1u32, 7, 1, 116];
+    assert_eq!(
+        [version.major, version.minor, version.patch, version.build],
+        written,
+        "these tests know the version that scripts/get-tensorrt fetches"
+    );
+    assert_eq!(engine[24..28], written.map(|n| n as u8));
+    assert_eq!(engine[32], capabilities);
+}
+
+/// Whether an engine names a tensor.
+fn names(engine: &[u8], name: &str) -> bool {
+    engine.windows(name.len()).any(|w| w == name.as_bytes())
+}
+
+/// The engine of a component, built and looked at; its inputs.
+#[track_caller]
+fn builds(folder: &ModelFolder, component: Component, profile: &Profile) -> (Vec<Input>, Part) {
+    let here = Folder::new();
+    let cache = Cache::new(Some(here.path())).unwrap();
+    let recipe = Recipe::new(folder, component, profile).unwrap();
+    let engine = recipe.build(&[], &cache, Arc::new(Silent)).unwrap();
+    let bytes = engine.as_ref();
+    // 8.0, 8.6, 8.9, 12.0, 12.1 and whatever comes after.
+    check_header(bytes, 0b111_1110);
+    assert!(names(bytes, recipe.output()), "{}", recipe.output());
+    for input in recipe.inputs() {
+        assert!(names(bytes, &input.name), "{input}");
+        assert!(input.min.iter().zip(&input.opt).all(|(a, b)| a <= b));
+        assert!(input.opt.iter().zip(&input.max).all(|(a, b)| a <= b));
+    }
+    assert_eq!(fs::read_dir(here.path()).unwrap().count(), 0);
+    (recipe.inputs().to_vec(), recipe.part())
+}
+
+/// Builds the engines of all components of a model folder.
+#[track_caller]
+fn builds_all(path: &Path, part: Part) {
+    let folder = ModelFolder::open(path).unwrap();
+    let side = folder
+        .fixed_size()
+        .map_or(folder.multiple(), |(width, _)| width);
+    let profile = profile(4, side);
+    let latent = side / folder.latent_scale();
+    let (unet, found) = builds(&folder, Component::Unet, &profile);
+    assert_eq!(found, part);
+    let name = |role| folder.unet().input(role).unwrap().name.clone();
+    let shape = |rows, channels, side| vec![rows, channels, side, side];
+    let rows = |most: usize| folder.unet().batch().unwrap_or(most);
+    let channels = folder.latent_channels();
+    assert_eq!(unet[0].name, name(Role::Sample));
+    assert_eq!(unet[0].min, shape(rows(1), channels, latent));
+    assert_eq!(unet[0].opt, shape(rows(2), channels, latent));
+    assert_eq!(unet[0].max, shape(rows(4), channels, latent));
+    let has = |role| unet.iter().any(|input| input.name == name(role));
+    // The live part takes embeddings in place of the timestep, and keys and values; of some exports also the text, for
+    // its shape.
+    let timestep = name(Role::Timestep);
+    let has_timestep = unet.iter().any(|input| input.name == timestep);
+    assert_eq!(has_timestep, part == Part::Whole);
+    assert!(unet.len() > 2);
+
+    let frames = |file: &gststreamdiffusion::model::ComponentFile, n| file.batch().unwrap_or(n);
+    let (encoder, _) = builds(&folder, Component::VaeEncoder, &profile);
+    assert_eq!(encoder.len(), 1);
+    assert_eq!(
+        encoder[0].max,
+        shape(frames(folder.vae_encoder(), 2), 3, side)
+    );
+    let (decoder, _) = builds(&folder, Component::VaeDecoder, &profile);
+    assert_eq!(decoder.len(), 1);
+    assert_eq!(
+        decoder[0].max,
+        shape(frames(folder.vae_decoder(), 2), channels, latent)
+    );
+}
+
+#[test]
+fn the_demo_model_is_built() {
+    builds_all(&demo(), Part::Live);
+}
+
+#[test]
+fn stable_diffusion_is_built() {
+    builds_all(&data("models/sd1"), Part::Live);
+    builds_all(&data("models/optimum-sd1"), Part::Live);
+}
+
+#[test]
+fn stable_diffusion_xl_is_built() {
+    builds_all(&data("models/sdxl"), Part::Live);
+}
+
+#[test]
+fn latent_consistency_models_are_built() {
+    builds_all(&data("models/optimum-lcm"), Part::Live);
+}
+
+#[test]
+fn a_unet_that_cannot_be_split_is_built_whole() {
+    builds_all(&data("odd"), Part::Whole);
+}
+
+/// Sizes and texts may vary within one engine; what that does to keys and values is found by trying.
+#[test]
+fn ranges_of_sizes_and_texts_are_built() {
+    let folder = ModelFolder::open(&data("models/sd1")).unwrap();
+    let multiple = folder.multiple();
+    let profile = Profile {
+        width: Span::new(multiple, multiple, 2 * multiple),
+        chunks: Span::new(1, 1, 3),
+        ..profile(3, multiple)
+    };
+    let (unet, _) = builds(&folder, Component::Unet, &profile);
+    let latent = multiple / folder.latent_scale();
+    let channels = folder.latent_channels();
+    assert_eq!(unet[0].min, [1, channels, latent, latent]);
+    assert_eq!(unet[0].max, [3, channels, latent, 2 * latent]);
+    let length = folder.text_encoders()[0].tokenizer.length();
+    // Keys and values have a row for each token.
+    let of_text = |input: &&Input| input.min.contains(&length) && input.max.contains(&(3 * length));
+    assert!(unet.iter().filter(of_text).count() >= 2, "{unet:?}");
+}
+
+/// The fields of a protobuf message: number, kind and content.
+fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
+    fn varint(bytes: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for i in 0.. {
+            let byte = bytes[0];
+            *bytes = &bytes[1..];
+            value |= u64::from(byte & 0x7f) << (7 * i);
+            if byte < 0x80 {
+                break;
+            }
+        }
+        value
+    }
+    let mut fields = Vec::new();
+    while !bytes.is_empty() {
+        let tag = varint(&mut bytes);
+        let content = match tag & 7 {
+            0 => put(varint(&mut bytes)),
+            kind => {
+                let length = match kind {
+                    1 => 8,
+                    5 => 4,
+                    _ => varint(&mut bytes) as usize,
+                };
+                let content = bytes[..length].to_vec();
+                bytes = &bytes[length..];
+                content
+            }
+        };
+        fields.push((tag >> 3, tag & 7, content));
+    }
+    fields
+}
+
+/// A number as protobuf writes it.
+fn put(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 0x7f {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+/// The message of these fields.
+fn message(fields: Vec<(u64, u64, Vec<u8>)>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (number, kind, content) in fields {
+        bytes.extend(put(number << 3 | kind));
+        if kind == 2 {
+            bytes.extend(put(content.len() as u64));
+        }
+        bytes.extend(content);
+    }
+    bytes
+}
+
+/// A model with its larger weights in a file of the name `location`, and what goes into that.
+fn with_external_data(model: &[u8], location: &str) -> (Vec<u8>, Vec<u8>) {
+    let mut data = Vec::new();
+    let entry = |key: &str, value: &str| {
+        let text = |number, text: &str| (number, 2, text.as_bytes().to_vec());
+        (13, 2, message(vec![text(1, key), text(2, value)]))
+    };
+    let mut tensor = |bytes: &[u8]| {
+        let mut all = fields(bytes);
+        // Field 9 is the raw data; small ones are shapes and such, which stay.
+        if let Some(i) = all.iter().position(|f| f.0 == 9 && f.2.len() >= 512) {
+            let (_, _, raw) = all.remove(i);
+            all.push(entry("location", location));
+            all.push(entry("offset", &data.len().to_string()));
+            all.push(entry("length", &raw.len().to_string()));
+            all.push((14, 0, put(1)));
+            data.extend(raw);
+        }
+        message(all)
+    };
+    let mut graph = |bytes: &[u8]| {
+        let all = fields(bytes).into_iter();
+        let all = all.map(|(number, kind, content)| match number {
+            5 => (number, kind, tensor(&content)),
+            _ => (number, kind, content),
+        });
+        message(all.collect())
+    };
+    let all = fields(model).into_iter();
+    let all = all.map(|(number, kind, content)| match number {
+        7 => (number, kind, graph(&content)),
+        _ => (number, kind, content),
+    });
+    (message(all.collect()), data)
+}
+
+#[test]
+fn external_data_is_found_where_it_lies() {
+    let here = Folder::new();
+    common::copy(&data("models/sd1"), here.path());
+    let path = here.file("unet/model.onnx");
+    let (model, weights) = with_external_data(&fs::read(&path).unwrap(), "weights.bin");
+    assert!(weights.len() > 10_000);
+    fs::write(&path, model).unwrap();
+    fs::write(path.with_file_name("weights.bin"), weights).unwrap();
+    let folder = ModelFolder::open(here.path()).unwrap();
+    assert_eq!(folder.unet().graph.external_files.len(), 1);
+    let (_, part) = builds(&folder, Component::Unet, &profile(2, 64));
+    // The graph of the live part is written by the build, and finds the weights from there.
+    assert_eq!(part, Part::Live);
+    // Files whose values change are other files.
+    let hash = || {
+        let here = Folder::new();
+        let cache = Cache::new(Some(here.path())).unwrap();
+        let unet = folder.unet();
+        Hashes::open(&cache).component(unet, &mut |_| ()).unwrap()
+    };
+    let first = hash();
+    let weights = path.with_file_name("weights.bin");
+    let mut bytes = fs::read(&weights).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    assert_ne!(hash(), first);
+}
+
+#[test]
+fn a_build_ends_when_it_is_told_to() {
+    struct Stop;
+    impl Progress for Stop {
+        fn step(&self, _: &str, _: usize, _: usize) -> ControlFlow<()> {
+            ControlFlow::Break(())
+        }
+    }
+    let folder = ModelFolder::open(&parity()).unwrap();
+    let cache = Cache::new(Some(Path::new("/nonexistent"))).unwrap();
+    let profile = profile(2, 64);
+    let recipe = Recipe::new(&folder, Component::VaeDecoder, &profile).unwrap();
+    let error = recipe.build(&[], &cache, Arc::new(Stop)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "vae_decoder: the build was ended, as asked"
+    );
+    // And what was ended can be built.
+    recipe.build(&[], &cache, Arc::new(Silent)).unwrap();
+}
+
+#[test]
+fn engines_are_for_the_gpus_that_were_chosen() {
+    let folder = ModelFolder::open(&data("odd")).unwrap();
+    let cache = Cache::new(Some(Path::new("/nonexistent"))).unwrap();
+    let (width, _) = folder.fixed_size().unwrap_or((folder.multiple(), 0));
+    let profile = profile(1, width);
+    let recipe = Recipe::new(&folder, Component::VaeDecoder, &profile).unwrap();
+    for (chosen, bits) in [
+        (&["7.5"][..], 0b1),
+        (&["8.9"], 0b1000),
+        (&["8.6", "12.0"], 0b1_0100),
+    ] {
+        let chosen: Vec<_> = chosen.iter().map(|c| c.parse().unwrap()).collect();
+        let engine = recipe.build(&chosen, &cache, Arc::new(Silent)).unwrap();
+        check_header(engine.as_ref(), bits);
+    }
+}
+
+#[test]
+fn what_cannot_be_built_is_told_with_tensorrts_words() {
+    let folder = ModelFolder::open(&data("odd")).unwrap();
+    let file = folder.vae_decoder();
+    let port = &file.inputs[0].1;
+    let input = |name: &str, rank: usize| Input {
+        name: name.into(),
+        dtype: Dtype::F32,
+        min: vec![1; rank],
+        opt: vec![1; rank],
+        max: vec![1; rank],
+        rows: false,
+    };
+    let told = |source, inputs: &[Input]| {
+        let job = Job {
+            name: "vae_decoder",
+            source,
+            inputs,
+            capabilities: &[],
+        };
+        let error = builder::build(&job, Arc::new(Silent)).unwrap_err();
+        assert!(matches!(error, Error::Engine { .. }), "{error}");
+        error.to_string()
+    };
+    let text = told(Source::Memory(b"no graph"), &[input("x", 4)]);
+    for part in [
+        "vae_decoder: TensorRT for RTX 1.7",
+        "Failed to parse the ONNX model",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    let text = told(Source::File(Path::new("/nonexistent.onnx")), &[]);
+    assert!(text.contains("/nonexistent.onnx"), "{text}");
+    let text = told(Source::File(&file.path), &[input("other", 4)]);
+    assert!(text.contains("unexpected input"), "{text}");
+    let text = told(Source::File(&file.path), &[]);
+    assert!(text.contains("has 1 inputs, expected 0"), "{text}");
+    let text = told(Source::File(&file.path), &[input(&port.name, 3)]);
+    assert!(
+        text.contains("4 dimensions in the graph, expected 3"),
+        "{text}"
+    );
+}
+
+#[test]
+fn profiles_that_the_model_cannot_do_are_refused() {
+    let folder = ModelFolder::open(&parity()).unwrap();
+    let mut wrong = profile(1, 64);
+    wrong.width = Span::of(65);
+    let error = Recipe::new(&folder, Component::Unet, &wrong).err().unwrap();
+    assert!(error.to_string().contains("property width: 65"), "{error}");
+    let error = Recipe::new(&folder, Component::TextEncoder, &profile(1, 64));
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("text_encoder: is run by ONNX"), "{error}");
+}
+
+// The program, as people run it.
+
+fn program(here: &Folder, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_streamdiffusion"));
+    command
+        .current_dir(here.path())
+        .env("GST_STREAMDIFFUSION_ENGINES", here.path().join("engines"))
+        .args(args);
+    command
+}
+
+fn output(here: &Folder, args: &[&str]) -> Output {
+    program(here, args).output().unwrap()
+}
+
+#[track_caller]
+fn works(here: &Folder, args: &[&str]) -> String {
+    let output = output(here, args);
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// It must fail with one line of error that has all of `parts`.
+#[track_caller]
+fn fails(mut command: Command, parts: &[&str]) {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    for part in parts {
+        assert!(errors.contains(part), "{errors:?} lacks {part:?}");
+    }
+}
+
+/// The files in the folder of engines, but for locks and notes.
+fn engines(here: &Folder) -> Vec<String> {
+    let entries = fs::read_dir(here.path().join("engines"));
+    let names = entries.into_iter().flatten().flatten();
+    names
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".lock") && name != "sources.toml")
+        .collect()
+}
+
+#[test]
+fn the_program_builds_lists_verifies_and_removes() {
+    let here = Folder::new();
+    let model = data("odd");
+    let model = model.to_str().unwrap();
+    let told = works(&here, &["build", model, "--dry-run"]);
+    for part in ["odd", "TensorRT for RTX 1.7", "about", "in one piece"] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert!(engines(&here).is_empty());
+    let told = works(&here, &["build", model, "-j", "3"]);
+    assert_eq!(told.matches("built in").count(), 3, "{told}");
+    assert_eq!(engines(&here).len(), 6);
+    let told = works(&here, &["build", model]);
+    assert_eq!(told.matches("there already, ").count(), 3, "{told}");
+    assert!(!told.contains("built in"), "{told}");
+    let told = works(
+        &here,
+        &[
+            "build",
+            model,
+            "--compute-capability",
+            "8.9",
+            "--components",
+            "unet",
+        ],
+    );
+    assert!(
+        told.contains("another one: compute capability: any, now 8.9"),
+        "{told}"
+    );
+    assert_eq!(engines(&here).len(), 8);
+
+    let told = works(&here, &["engines", "list"]);
+    for part in [
+        "in 4\n",
+        "unet",
+        "vae_decoder",
+        model,
+        "rtx 1.7.1.116",
+        "x float16 2x4x4x4",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    let told = works(&here, &["engines", "verify"]);
+    assert!(told.contains("4 of 4 are as they were built"), "{told}");
+    assert!(works(&here, &["engines", "prune"]).starts_with("0 B freed"));
+
+    // One of them changes.
+    let names = engines(&here);
+    let name = names.iter().find(|n| n.ends_with(".engine")).unwrap();
+    let path = here.path().join("engines").join(name);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let output = output(&here, &["engines", "verify"]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("3 of 4 are as they were built"), "{told}");
+    let told = works(&here, &["engines", "prune", "--dry-run"]);
+    assert!(
+        told.contains(name.as_str()) && told.contains("would be freed"),
+        "{told}"
+    );
+    assert_eq!(engines(&here).len(), 8);
+    works(&here, &["engines", "prune"]);
+    assert_eq!(engines(&here).len(), 6);
+    works(&here, &["engines", "prune", "--model", model]);
+    assert!(engines(&here).is_empty());
+}
+
+#[test]
+fn the_program_says_what_it_cannot_build() {
+    let here = Folder::new();
+    let with = |args: &[&str]| program(&here, &[&["build"], args].concat());
+    let model = parity();
+    let model = model.to_str().unwrap();
+    fails(
+        with(&[model, "--size", "65x64"]),
+        &["width: 65", "multiple of"],
+    );
+    fails(with(&["nowhere"]), &["nowhere", "model folder"]);
+    for (args, part) in [
+        (["--size", "512"], "expected WIDTHxHEIGHT"),
+        (["--batch", "4..1"], "expected MIN..MAX"),
+        (["--components", "text_encoder"], "expected unet"),
+        (
+            ["--compute-capability", "9.0"],
+            "expected a compute capability of 7.5",
+        ),
+    ] {
+        let output = with(&[&[model][..], &args].concat()).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(part), "{errors}");
+    }
+    // A disk that is full: writing beyond this size fails.
+    let mut full = Command::new("sh");
+    full.current_dir(here.path())
+        .env("GST_STREAMDIFFUSION_ENGINES", here.path().join("engines"))
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 100; exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_streamdiffusion"),
+            "build",
+            model,
+            "--components",
+            "vae_encoder",
+        ]);
+    fails(full, &["engines", "cannot be written"]);
+    assert!(engines(&here).is_empty());
+}
+
+#[test]
+fn a_library_that_is_missing_or_of_the_wrong_version_is_told() {
+    let here = Folder::new();
+    let model = data("odd");
+    let with = |path: &Path| {
+        let mut command = program(&here, &["build", model.to_str().unwrap()]);
+        command.env("TENSORRT_LIBRARY_PATH", path);
+        command
+    };
+    fails(
+        with(Path::new("/no/such/library.so")),
+        &[
+            "/no/such/library.so",
+            "TENSORRT_LIBRARY_PATH",
+            "get-tensorrt",
+        ],
+    );
+    fails(
+        with(here.path()),
+        &["is the folder", "which holds none", "get-tensorrt"],
+    );
+    let old = here.path().join("libtensorrt_rtx.so.1");
+    compile(&old, 1, 6);
+    fails(with(&old), &["version 1.6.0.0, expected 1.7"]);
+    fails(with(here.path()), &["version 1.6.0.0, expected 1.7"]);
+    let later = here.path().join("later.so");
+    compile(&later, 2, 7);
+    fails(with(&later), &["version 2.7.0.0, expected 1.7"]);
+    // The library without its parser, which is not the system's either.
+    let alone = here.path().join("alone");
+    fs::create_dir(&alone).unwrap();
+    let link = alone.join("libtensorrt_rtx.so.1");
+    std::os::unix::fs::symlink(&library().unwrap().path, link).unwrap();
+    fails(
+        with(&alone),
+        &["ONNX parser", "was not found beside", "alone"],
+    );
+    assert!(engines(&here).is_empty());
+}
+
+/// A library that has TensorRT's functions for its version, and this one.
+fn compile(path: &Path, major: u32, minor: u32) {
+    let functions = [
+        ("Major", major),
+        ("Minor", minor),
+        ("Patch", 0),
+        ("Build", 0),
+    ];
+    let source: String = functions
+        .iter()
+        .map(|(name, n)| format!("int getInferLib{name}Version(void) {{ return {n}; }}\n"))
+        .collect();
+    let file = path.with_extension("c");
+    fs::write(&file, source).unwrap();
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([path, file.as_path()])
+        .status();
+    assert!(compiled.unwrap().success());
+}
+
+/// Starts a build that takes a while, and waits until it is under way.
+fn start(here: &Folder) -> std::process::Child {
+    let model = parity();
+    let args = ["build", model.to_str().unwrap(), "--components", "unet"];
+    let child = program(here, &args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let folder = here.path().join("engines");
+    wait_until("a build is under way", || {
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        entries
+            .into_iter()
+            .any(|e| e.path().extension().is_some_and(|e| e == "lock"))
+    });
+    child
+}
+
+#[test]
+fn a_build_that_is_ended_or_killed_leaves_nothing_half_made() {
+    let here = Folder::new();
+    for signal in [libc::SIGINT, libc::SIGKILL] {
+        let mut child = start(&here);
+        // SAFETY: a process that this test started and has not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let status = child.wait().unwrap();
+        match signal {
+            libc::SIGINT => assert_eq!(status.code(), Some(128 + signal)),
+            _ => assert_eq!(status.signal(), Some(signal)),
+        }
+        assert!(engines(&here).is_empty(), "{:?}", engines(&here));
+    }
+}
+
+#[test]
+fn of_programs_at_the_same_time_one_builds_and_the_other_waits() {
+    let here = Folder::new();
+    let children = [start(&here), start(&here)];
+    let told: Vec<String> = children
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        })
+        .collect();
+    let count = |part| told.iter().filter(|text| text.contains(part)).count();
+    assert_eq!(count("built in"), 1, "{told:?}");
+    assert_eq!(count("there already, "), 1, "{told:?}");
+    assert_eq!(engines(&here).len(), 2);
+}
