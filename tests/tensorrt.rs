@@ -109,7 +109,6 @@ fn builds_all(path: &Path, part: Part) {
     assert_eq!(unet[0].min, shape(rows(1), channels, latent));
     assert_eq!(unet[0].opt, shape(rows(2), channels, latent));
     assert_eq!(unet[0].max, shape(rows(4), channels, latent));
-    let has = |role| unet.iter().any(|input| input.name == name(role));
     // The live part takes embeddings in place of the timestep, and keys and values; of some exports also the text, for
     // its shape.
     let timestep = name(Role::Timestep);
