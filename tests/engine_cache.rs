@@ -13,7 +13,7 @@ use std::sync::{Barrier, mpsc};
 use std::time::Duration;
 
 use common::{Folder, copy, data};
-use gststreamdiffusion::engine::cache::{Cache, Hashes, Key, Order, Outcome};
+use gststreamdiffusion::engine::cache::{Cache, Companion, Hashes, Key, Order, Outcome};
 use gststreamdiffusion::error::{Error, Result};
 use gststreamdiffusion::model::ModelFolder;
 
@@ -452,6 +452,32 @@ fn a_components_hash_follows_its_files_and_not_where_they_are() {
     }
     fs::write(&notes, "garbage").unwrap();
     assert_eq!(hash(&original), first);
+}
+
+#[test]
+fn what_goes_with_an_engine_is_trusted_as_it_is() {
+    let (_folder, cache, path) = full();
+    let companion = Companion::new(&path, "NVIDIA GeForce RTX 4090");
+    let name = companion.path().file_name().unwrap().to_str().unwrap();
+    assert!(name.ends_with(".NVIDIA-GeForce-RTX-4090.kernels"), "{name}");
+    assert_eq!(companion.read(), None);
+    companion.write(b"kernels").unwrap();
+    assert_eq!(companion.read().unwrap(), b"kernels");
+    assert_eq!(Companion::new(&path, "another").read(), None);
+    companion.write(b"more kernels").unwrap();
+    assert_eq!(companion.read().unwrap(), b"more kernels");
+    // It is no engine, and no leftover.
+    assert_eq!(cache.entries().unwrap().len(), 1);
+    let bytes = fs::read(companion.path()).unwrap();
+    for wrong in [&bytes[..bytes.len() - 1], &bytes[..20], b""] {
+        fs::write(companion.path(), wrong).unwrap();
+        assert_eq!(companion.read(), None);
+    }
+    fs::write(companion.path(), &bytes).unwrap();
+    fs::set_permissions(companion.path(), Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(companion.read(), None);
+    cache.remove(&path).unwrap();
+    assert!(names(&cache).is_empty());
 }
 
 #[test]

@@ -18,8 +18,20 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use common::{Folder, data, parity, wait_until};
+#[cfg(feature = "cuda")]
+use gststreamdiffusion::device::HostTensor;
+#[cfg(feature = "cuda")]
+use gststreamdiffusion::device::cuda::{Cuda, Element};
+#[cfg(feature = "cuda")]
+use gststreamdiffusion::engine::Model;
 use gststreamdiffusion::engine::cache::{Cache, Hashes};
+#[cfg(feature = "cuda")]
+use gststreamdiffusion::engine::cache::{Companion, Order};
+#[cfg(feature = "cuda")]
+use gststreamdiffusion::engine::onnxruntime::OnnxModel;
 use gststreamdiffusion::engine::tensorrt::builder::{self, Input, Job, Progress, Source};
+#[cfg(feature = "cuda")]
+use gststreamdiffusion::engine::tensorrt::execution::Executable;
 use gststreamdiffusion::engine::tensorrt::{Part, Profile, Recipe, Span, library};
 use gststreamdiffusion::error::Error;
 use gststreamdiffusion::model::{Component, Dtype, ModelFolder, Role};
@@ -668,4 +680,93 @@ fn of_programs_at_the_same_time_one_builds_and_the_other_waits() {
     assert_eq!(count("built in"), 1, "{told:?}");
     assert_eq!(count("there already, "), 1, "{told:?}");
     assert_eq!(engines(&here).len(), 2);
+}
+
+// Engines that run.
+
+/// An engine of the demo model's image decoder, from the cache.
+#[cfg(feature = "cuda")]
+fn decoder(here: &Folder) -> gststreamdiffusion::engine::cache::Cached {
+    let folder = ModelFolder::open(&demo()).unwrap();
+    let cache = Cache::new(Some(&here.file("engines"))).unwrap();
+    let profile = profile(1, 64);
+    let recipe = Recipe::new(&folder, Component::VaeDecoder, &profile).unwrap();
+    let key = recipe
+        .key(&[], &mut Hashes::open(&cache), &mut |_| ())
+        .unwrap();
+    let order = Order {
+        key: &key,
+        model: folder.path(),
+        room: 1,
+    };
+    let make = || recipe.build(&[], &cache, Arc::new(Silent));
+    cache.build(&order, || Ok(()), make).unwrap();
+    cache.load(&key).unwrap()
+}
+
+/// The decoder's engine gives what ONNX Runtime gives on the CPU; again from a graph, and again with the kernels that
+/// were kept.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn an_engine_runs_as_the_graph_does_on_the_cpu() {
+    let here = Folder::new();
+    let cached = decoder(&here);
+    let cuda = Cuda::new(0).unwrap();
+    let folder = ModelFolder::open(&demo()).unwrap();
+    let (c, s) = (folder.latent_channels(), folder.latent_scale());
+    let shapes = [[1, c, 64 / s, 64 / s], [2, c, 64 / s, 64 / s]];
+    let host = OnnxModel::open(&folder).unwrap();
+    let (scale, shift) = (folder.scaling_factor() as f32, folder.shift_factor() as f32);
+    for start in 0..2 {
+        let engine = Executable::open(&cached, &cuda).unwrap();
+        assert_eq!(engine.inputs().len(), 1);
+        assert_eq!(engine.inputs()[0].dims[1], Some(c));
+        assert_eq!(engine.outputs().len(), 1);
+        let bound = shapes.map(|shape| engine.bind(&[shape.to_vec()]).unwrap());
+        // In turns, so that each finds the memory that both use as the other left it.
+        for round in 0..6 {
+            for (shape, bound) in shapes.iter().zip(&bound) {
+                let values = (0..shape.iter().product())
+                    .map(|i| (0.37 * (i + round) as f32).sin())
+                    .collect::<Vec<f32>>();
+                let given = cuda.upload_as(shape, &values, Element::F32).unwrap();
+                cuda.copy(&[&given], &bound.inputs()[0], 1.0 / scale, shift)
+                    .unwrap();
+                cuda.run(bound.clone()).unwrap();
+                let found = cuda.download(&bound.outputs()[0]).unwrap();
+                let expected = host.decode(&HostTensor::new(shape, values)).unwrap();
+                assert_eq!(found.shape(), expected.shape());
+                let pairs = found.data().iter().zip(expected.data());
+                let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                // Tensor cores multiply f32 with 10 bits of mantissa.
+                assert!(worst < 2e-2, "start {start}, round {round}: {worst}");
+            }
+        }
+        assert!(cuda.launches().graphs > 0, "{:?}", cuda.refusal());
+        assert!(engine.bind(&[vec![3, c, 64 / s, 64 / s]]).is_err());
+        drop(bound);
+        engine.keep_kernels();
+        let kept = Companion::new(&cached.path, cuda.name());
+        assert!(kept.read().is_some_and(|bytes| !bytes.is_empty()));
+    }
+}
+
+/// On a GPU that TensorRT for RTX does not serve, it is told so in its words.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn an_engine_on_a_gpu_that_is_not_served_is_an_error() {
+    let here = Folder::new();
+    let cached = decoder(&here);
+    let cuda = Cuda::new(0).unwrap();
+    match Executable::open(&cached, &cuda) {
+        Ok(_) => eprintln!("{} is served", cuda.name()),
+        Err(error) => {
+            let text = error.to_string();
+            for part in ["vae_decoder: TensorRT for RTX", cuda.name(), "cannot run"] {
+                assert!(text.contains(part), "{text}");
+            }
+        }
+    }
 }

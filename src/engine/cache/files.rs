@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::companion::EXTENSION;
 use crate::error::{Error, Result};
 
 /// What is to be removed if the process ends before it is done.
@@ -137,6 +138,23 @@ pub(super) fn remove_parts(folder: &Path, stem: &str) {
         let Some(name) = name.to_str() else { continue };
         if name.ends_with(".part") && name.starts_with(&format!(".{stem}.")) {
             let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes what belongs to the engine at `engine` on single GPUs. The caller holds its lock.
+pub(super) fn remove_companions(engine: &Path) {
+    let (Some(folder), Some(stem)) = (engine.parent(), engine.file_stem()) else {
+        return;
+    };
+    let stem = format!("{}.", stem.to_string_lossy());
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.extension().is_some_and(|e| e == EXTENSION)
+            && name.to_str().is_some_and(|name| name.starts_with(&stem))
+        {
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! Whoever builds an engine holds its lock; others who want the same one wait for it.
 
+mod companion;
 mod files;
 mod hashes;
 mod key;
@@ -17,6 +18,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+pub use companion::Companion;
 pub use files::{WorkFolder, abandon, free};
 pub use hashes::Hashes;
 pub use key::Key;
@@ -186,6 +188,7 @@ impl Cache {
             Err(error) => error.to_string(),
         };
         files::remove_parts(&self.folder, &key.stem());
+        files::remove_companions(&path);
         files::check_room(&self.folder, order.room)?;
         let start = Instant::now();
         let bytes = make()?;
@@ -270,6 +273,7 @@ impl Cache {
             Some(held) => held,
             None => return Err(Error::invalid(path, "is being built by another process")),
         };
+        files::remove_companions(path);
         // The record first: an engine without one is not whole.
         for path in [&path.with_extension("toml"), path] {
             match std::fs::remove_file(path) {

@@ -1,6 +1,8 @@
 //! TensorRT: engines built from a model's graphs, ahead of time and on any machine, for NVIDIA GPUs.
 
 pub mod builder;
+#[cfg(feature = "cuda")]
+pub mod execution;
 mod library;
 mod log;
 mod recipe;
