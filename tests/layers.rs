@@ -5,13 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const GSTREAMER: &[&str] = &["gst::", "gst_base", "gst_video", "glib"];
-const RUNTIME: &[&str] = &["ort::"];
+const RUNTIME: &[&str] = &["ort::", "trtx::"];
 
 /// Folders of `src`, and what no code in them may name.
 const RULES: &[(&str, &[&[&str]])] = &[
     (
         "stream",
-        &[GSTREAMER, RUNTIME, &["element", "engine::onnxruntime"]],
+        &[
+            GSTREAMER,
+            RUNTIME,
+            &["element", "engine::onnxruntime", "engine::tensorrt"],
+        ],
     ),
     (
         "model",

@@ -11,7 +11,9 @@ use trtx::{DataType, ExecutionContextAllocationStrategy, TensorIOMode};
 
 use super::{library, log};
 use crate::device::cuda::{Cuda, CudaTensor, Element, Work};
-use crate::engine::cache::{Cached, Companion};
+use crate::engine::cache::Cached;
+#[cfg(not(feature = "tensorrt-enterprise"))]
+use crate::engine::cache::Companion;
 use crate::error::{Error, Result};
 
 /// Runs before one may be captured in a graph: kernels for its shapes are compiled in the first.
