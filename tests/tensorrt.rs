@@ -525,6 +525,27 @@ fn the_program_builds_lists_verifies_and_removes() {
 }
 
 #[test]
+fn what_tensorrt_says_is_told_when_asked_for() {
+    let here = Folder::new();
+    let model = data("odd");
+    let args = [
+        "-v",
+        "build",
+        model.to_str().unwrap(),
+        "--components",
+        "vae_decoder",
+    ];
+    let told = |args: &[&str]| {
+        let output = output(&here, args);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(told(&args).contains("TensorRT: "));
+    works(&here, &["engines", "prune", "--all"]);
+    assert_eq!(told(&args[1..]), "");
+}
+
+#[test]
 fn the_program_says_what_it_cannot_build() {
     let here = Folder::new();
     let with = |args: &[&str]| program(&here, &[&["build"], args].concat());
@@ -549,6 +570,10 @@ fn the_program_says_what_it_cannot_build() {
         assert_eq!(output.status.code(), Some(2), "{errors}");
         assert!(errors.contains(part), "{errors}");
     }
+    // What an engine leaves out is run by ONNX Runtime: without it, an engine would be of no use.
+    let mut alone = with(&[model]);
+    alone.env("ORT_DYLIB_PATH", "/no/such/libonnxruntime.so");
+    fails(alone, &["ONNX Runtime", "/no/such/libonnxruntime.so"]);
     // A disk that is full: writing beyond this size fails.
     let mut full = Command::new("sh");
     full.current_dir(here.path())

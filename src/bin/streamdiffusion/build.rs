@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use gststreamdiffusion::engine::cache::{Cache, Hashes, Key, Order, Outcome, free};
 use gststreamdiffusion::engine::tensorrt::builder::{self, ComputeCapability};
-use gststreamdiffusion::engine::tensorrt::{Part, Profile, Recipe, Span, library, parser};
+use gststreamdiffusion::engine::tensorrt::{
+    Part, Profile, Recipe, Severity, Span, library, parser, set_sink,
+};
 use gststreamdiffusion::error::Error;
 use gststreamdiffusion::model::{Component, ModelFolder};
 use parking_lot::{Condvar, Mutex};
@@ -120,9 +122,16 @@ fn component(text: &str) -> Result<Component, String> {
     found.ok_or_else(|| "expected unet, vae_encoder or vae_decoder".into())
 }
 
-/// Runs the command.
-pub fn build(args: &Args) -> Result<ExitCode, Failure> {
+/// Runs the command; says what TensorRT says, if `verbose`.
+pub fn build(args: &Args, verbose: bool) -> Result<ExitCode, Failure> {
     interrupt::watch()?;
+    if verbose {
+        set_sink(|severity, message| {
+            if severity <= Severity::Info {
+                eprintln!("TensorRT: {}", shown(message.trim_end()));
+            }
+        });
+    }
     let path = match &args.folder {
         Some(folder) => folder.clone(),
         None => gststreamdiffusion::bundled_model()?,

@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args, cli.verbose),
         Command::Bench(args) => bench::bench(args),
         #[cfg(feature = "tensorrt")]
-        Command::Build(args) => build::build(args),
+        Command::Build(args) => build::build(args, cli.verbose),
         #[cfg(feature = "tensorrt")]
         Command::Engines(args) => engines::engines(args),
         #[cfg(not(feature = "tensorrt"))]

@@ -133,7 +133,8 @@ impl<'a> Recipe<'a> {
     /// The engine of `component` for calls of `profile`.
     ///
     /// # Errors
-    /// If `profile` asks for what the model cannot do, or the graph does not say enough of its inputs.
+    /// If `profile` asks for what the model cannot do, or the graph does not say enough of its inputs; for the U-Net also
+    /// without ONNX Runtime, which runs what the engine leaves out.
     pub fn new(folder: &'a ModelFolder, component: Component, profile: &Profile) -> Result<Self> {
         profile.check(folder)?;
         match component {
@@ -185,7 +186,7 @@ impl<'a> Recipe<'a> {
                 )
             })
             .collect();
-        match LivePart::open(folder, &points) {
+        match LivePart::open(folder, &points)? {
             Ok(live) => {
                 let others = live.inputs.iter().map(|input| {
                     let shape = |point: usize| {

@@ -3,6 +3,7 @@
 use super::given::Given;
 use super::parts::{Cut, Rows, Source, TRIED};
 use crate::device::HostTensor;
+use crate::engine::onnxruntime::library;
 use crate::engine::onnxruntime::provider::Provider;
 use crate::error::Result;
 use crate::model::{Dtype, ModelFolder, Split, TensorType};
@@ -33,9 +34,19 @@ impl LivePart {
     /// Cuts the U-Net of `folder` in two, and runs the slow part to see what the live one takes at each of `sizes`: chunks
     /// of text, and height and width of a latent.
     ///
+    /// Why the U-Net can only be run whole, if so.
+    ///
     /// # Errors
-    /// Why the U-Net can only be run whole.
+    /// [`Error::Library`](crate::error::Error::Library) without ONNX Runtime: then nothing can be said of the U-Net.
     pub fn open(
+        folder: &ModelFolder,
+        sizes: &[(usize, (usize, usize))],
+    ) -> Result<std::result::Result<Self, String>> {
+        library::runtime()?;
+        Ok(Self::cut(folder, sizes))
+    }
+
+    fn cut(
         folder: &ModelFolder,
         sizes: &[(usize, (usize, usize))],
     ) -> std::result::Result<Self, String> {
