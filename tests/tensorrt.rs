@@ -16,8 +16,12 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::time::Instant;
 
 use common::{Folder, data, parity, wait_until};
+#[cfg(feature = "cuda")]
+use gststreamdiffusion::device::Device;
 #[cfg(feature = "cuda")]
 use gststreamdiffusion::device::HostTensor;
 #[cfg(feature = "cuda")]
@@ -774,6 +778,81 @@ fn an_engine_runs_as_the_graph_does_on_the_cpu() {
         engine.keep_kernels();
         let kept = Companion::new(&cached.path, cuda.name());
         assert!(kept.read().is_some_and(|bytes| !bytes.is_empty()));
+    }
+}
+
+/// A model of any size: its engines are built for 1 to 4 rows, and timed.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU, and CUDA_MODEL, the path of a model folder (CUDA_SIDE: width and height in pixels)"]
+fn engines_of_a_model_of_yours() {
+    let model = std::env::var_os("CUDA_MODEL").expect("CUDA_MODEL");
+    let side = std::env::var("CUDA_SIDE").map_or(512, |side| side.parse().unwrap());
+    let here = Folder::new();
+    let folder = ModelFolder::open(Path::new(&model)).unwrap();
+    let cache = Cache::new(Some(&here.file("engines"))).unwrap();
+    let cuda = Cuda::new(0).unwrap();
+    let profile = Profile {
+        rows: Span::new(1, 2, 4),
+        frames: Span::of(1),
+        ..profile(1, side)
+    };
+    for component in [
+        Component::VaeEncoder,
+        Component::VaeDecoder,
+        Component::Unet,
+    ] {
+        let recipe = Recipe::new(&folder, component, &profile).unwrap();
+        let key = recipe
+            .key(&[], &mut Hashes::open(&cache), &mut |_| ())
+            .unwrap();
+        let order = Order {
+            key: &key,
+            model: folder.path(),
+            room: 1,
+        };
+        let start = Instant::now();
+        let make = || recipe.build(&[], &cache, Arc::new(Silent));
+        cache.build(&order, || Ok(()), make).unwrap();
+        let built = start.elapsed();
+        let engine = Executable::open(&cache.load(&key).unwrap(), &cuda).unwrap();
+        println!("{component:?}: built in {built:.1?}");
+        let most = if component == Component::Unet { 4 } else { 1 };
+        for rows in [1, 2, 4].into_iter().filter(|rows| *rows <= most) {
+            let shapes: Vec<Vec<usize>> = (engine.inputs().iter())
+                .map(|tensor| {
+                    let given = recipe.inputs().iter().find(|i| i.name == tensor.name);
+                    let given = given.unwrap();
+                    let dims = given.min.iter().zip(&given.max);
+                    dims.map(|(min, max)| if min == max { *min } else { min * rows })
+                        .collect()
+                })
+                .collect();
+            let bound = engine.bind(&shapes).unwrap();
+            for (input, shape) in bound.inputs().iter().zip(&shapes) {
+                let count = shape.iter().product();
+                let values: Vec<f32> = (0..count).map(|i| (0.37 * i as f32).sin()).collect();
+                let values = cuda.upload_as(shape, &values, input.element()).unwrap();
+                cuda.copy(&[&values], input, 1.0, 0.0).unwrap();
+            }
+            let mut times = Vec::new();
+            for _ in 0..60 {
+                let (ran, took) = cuda.timed(0, || cuda.run(bound.clone()));
+                ran.unwrap();
+                cuda.finish().unwrap();
+                times.extend(took);
+            }
+            times.sort_unstable();
+            let output = cuda.download(&bound.outputs()[0]).unwrap();
+            assert!(output.data().iter().all(|value| value.is_finite()));
+            println!(
+                "  {rows} rows: {:.2?} (p50 of {})",
+                times[times.len() / 2],
+                times.len()
+            );
+        }
+        let (free, total) = cuda.memory().unwrap();
+        println!("  {} MB in use", (total - free) >> 20);
     }
 }
 

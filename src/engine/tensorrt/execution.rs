@@ -153,10 +153,14 @@ impl Executable {
         enter(&self.cuda)?;
         let mut inner = self.inner.lock();
         let config = inner.config.clone();
-        let mut context = inner
-            .engine
-            .create_execution_context_with_config(config)
-            .map_err(said)?;
+        let make = || inner.engine.create_execution_context_with_config(config);
+        let (made, heard) = log::listen(make);
+        let mut context = made.map_err(|e| {
+            failed(format!(
+                "TensorRT: {e}: {}",
+                heard.first().map_or("", |s| s)
+            ))
+        })?;
         let mut inputs = Vec::with_capacity(shapes.len());
         for (tensor, shape) in self.inputs.iter().zip(shapes) {
             let dims: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
