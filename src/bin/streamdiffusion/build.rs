@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,14 +32,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Build the TensorRT engines of a model ahead of time. No GPU is needed.
 ///
-/// Engines are kept in the user's cache folder, where the element finds them; those that are there already are left as
-/// they are. One engine serves all GPUs from compute capability 8.0 (RTX 30) on, unless --compute-capability chooses.
+/// Engines are kept in the user's cache folder; those that are there already are left as they are. The element does not
+/// run them yet. One engine serves all GPUs from compute capability 8.0 (RTX 30) on, unless --compute-capability chooses.
 #[derive(clap::Args)]
 pub struct Args {
     /// Model folder; the bundled demo model if left out
     folder: Option<PathBuf>,
-    /// Picture size, such as 512x512, or a range of it: 384..1024 for both sides, or 512x384..1024x768. A range is
-    /// slower to run than one size. The model's own if left out
+    /// Picture size, such as 512x512, or a range of it: 384..1024 for both sides, or 512x384..1024x768. The model's
+    /// own if left out
     #[arg(long, value_name = "SIZE", value_parser = sizes)]
     size: Option<Sizes>,
     /// Rows of a U-Net call, as a range. It takes as many as there are steps, twice as many with cfg-type=full, and that
@@ -424,7 +425,10 @@ fn run(
         for _ in 0..args.jobs.min(plans.len()) {
             scope.spawn(|| {
                 while let Some(i) = queue.take() {
-                    let result = one(args, model, cache, &plans[i], &states[i]);
+                    let work = || one(args, model, cache, &plans[i], &states[i]);
+                    // Else the bar, and builds that wait for memory, would wait for ever.
+                    let result = catch_unwind(AssertUnwindSafe(work))
+                        .unwrap_or_else(|_| Err(Error::engine("build", "panicked; this is a bug")));
                     *results[i].lock() = Some(result);
                     states[i].lock().done = true;
                     queue.give_back(i);

@@ -128,8 +128,8 @@ impl Player {
             }
             let stats = self.element.property::<gst::Structure>("stats");
             if stats
-                .get::<String>("model")
-                .is_ok_and(|model| !model.is_empty())
+                .get::<String>("backend")
+                .is_ok_and(|backend| !backend.is_empty())
             {
                 return Ok(());
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 
 use super::pool::Pool;
 use crate::error::{Error, Result};
@@ -53,11 +53,59 @@ impl Gpu {
         (self.context.bind_to_thread()).map_err(|e| failed("enter the GPU's context", e))
     }
 
-    /// Waits until all that was put on the stream is done.
-    pub(super) fn wait(&self) -> Result<()> {
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.stream.cu_stream()) }
-            .map_err(|e| failed("finish its work", e))
+    /// Marks what was put on the stream so far. To be called where nobody else puts anything there: the stream may be
+    /// captured by another thread a moment later, and must not be waited for then. Marks may.
+    pub(super) fn mark(&self) -> Result<Mark> {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let event = self.context.new_event(flags);
+        let event = event.map_err(|e| failed("make an event", e))?;
+        (event.record(&self.stream)).map_err(|e| failed("record an event", e))?;
+        Ok(Mark(event))
+    }
+}
+
+/// A point on the stream.
+pub(super) struct Mark(CudaEvent);
+
+impl Mark {
+    /// Waits until the GPU has come that far.
+    pub(super) fn wait(self) -> Result<()> {
+        (self.0.synchronize()).map_err(|e| failed("finish its work", e))
+    }
+}
+
+/// Gives a thread back the context that it had. Threads that start and stop elements are an application's, which may
+/// work with a context of its own.
+#[derive(Default)]
+pub(super) struct Restore(Option<sys::CUcontext>);
+
+// SAFETY: a handle, which is used on the thread that saved it.
+unsafe impl Send for Restore {}
+// SAFETY: as above.
+unsafe impl Sync for Restore {}
+
+impl Restore {
+    /// Gives the calling thread's context back when this is dropped.
+    pub(super) fn new() -> Self {
+        let mut restore = Self::default();
+        restore.save();
+        restore
+    }
+
+    /// The same, for one that was made earlier: as the last field of what is about to be dropped.
+    pub(super) fn save(&mut self) {
+        // An error is that of a driver that was not started yet: the thread has no context.
+        let current = result::ctx::get_current().ok().flatten();
+        self.0 = Some(current.unwrap_or(std::ptr::null_mut()));
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        if let Some(context) = self.0 {
+            // SAFETY: it was the thread's own; null is none. Nobody could be told of an error.
+            let _ = unsafe { result::ctx::set_current(context) };
+        }
     }
 }
 

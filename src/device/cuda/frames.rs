@@ -3,7 +3,7 @@
 use cudarc::driver::{result, sys};
 use parking_lot::Mutex;
 
-use super::context::failed;
+use super::context::{Mark, failed};
 use super::kernels::{FrameToTensor, TensorToFrame};
 use super::pinned::Pinned;
 use super::tensor::Element;
@@ -102,14 +102,15 @@ impl Cuda {
         let stream = gpu.stream.cu_stream();
         // SAFETY: the buffer is as large as the layout says.
         unsafe { self.launch_export(picture, raw.pointer(), layout, colour) }?;
-        {
+        let mark = {
             let _submission = self.0.submission.lock();
             // SAFETY: as large as the buffer; waited for before it is read.
             unsafe { result::memcpy_dtoh_async(memory, raw.pointer(), stream) }
                 .and_then(|()| staging.free.record(&gpu.stream))
                 .map_err(|e| failed("download a frame", e))?;
-        }
-        gpu.wait()?;
+            gpu.mark()?
+        };
+        mark.wait()?;
         for (i, plane) in layout.format().planes().iter().enumerate() {
             let (row, rows) = layout.plane_size(plane);
             for y in 0..rows {
@@ -134,8 +135,7 @@ impl Cuda {
     ) -> Result<()> {
         self.finish()?;
         // SAFETY: the caller's word.
-        unsafe { self.launch_export(picture, base, layout, colour) }?;
-        self.0.gpu.wait()
+        unsafe { self.launch_export(picture, base, layout, colour) }?.wait()
     }
 
     /// # Safety
@@ -146,7 +146,7 @@ impl Cuda {
         base: u64,
         layout: &VideoLayout,
         colour: Colour,
-    ) -> Result<()> {
+    ) -> Result<Mark> {
         let (&[1, 3, height, width], Element::F16) = (picture.shape(), picture.element()) else {
             return Err(Error::engine(
                 "output",
@@ -158,7 +158,8 @@ impl Cuda {
         let _submission = self.0.submission.lock();
         let stream = self.0.gpu.stream.cu_stream();
         // SAFETY: the caller's word for the frame; the picture is one.
-        unsafe { (self.0.kernels).tensor_to_frame(stream, &plan, picture.pointer(), base) }
+        unsafe { (self.0.kernels).tensor_to_frame(stream, &plan, picture.pointer(), base) }?;
+        self.0.gpu.mark()
     }
 
     /// Staging memory of at least `size` bytes that nothing uses any more.

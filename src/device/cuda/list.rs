@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use cudarc::driver::{CudaEvent, CudaGraph, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, result, sys};
 
 use super::context::{Gpu, failed};
 use super::kernels::{Kernel, Kernels, Row};
@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 const GRAPHS: usize = 16;
 /// How often a list is done command by command before it is made a graph: engines settle in their first runs.
 const TRIALS: usize = 3;
+/// A list that could not be made a graph is tried again when it comes the next time that is a multiple of this.
+const RETRY: usize = 1000;
 /// Bytes of parameters that there is room for at first.
 const ROOM: usize = 1 << 16;
 /// What parameters begin at multiples of.
@@ -103,7 +105,7 @@ struct Known {
 enum Graph {
     /// Not tried yet.
     Not,
-    Made(CudaGraph),
+    Made(Replay),
     /// It cannot be one.
     Refused,
 }
@@ -124,6 +126,8 @@ pub(super) struct List {
     parameters: Vec<u8>,
     /// What the commands read and write.
     kept: Vec<CudaTensor>,
+    /// Those on the stream: engines must not go before their work is done.
+    running: Vec<Command>,
     block: Option<Block>,
     known: VecDeque<Known>,
     marks: Vec<CudaEvent>,
@@ -191,16 +195,19 @@ impl List {
         let done = self.run(gpu, kernels, &commands, &parameters);
         self.commands = Vec::with_capacity(commands.len());
         self.parameters = Vec::with_capacity(parameters.len());
-        if done.is_err() {
+        match done {
+            Ok(()) => self.marked(&commands),
             // Events of a list that broke off say nothing.
-            self.took = Default::default();
+            Err(_) => self.took = Default::default(),
         }
-        done.map(|()| self.marked(&commands))
+        self.running.extend(commands);
+        done
     }
 
     /// To be called when the stream has finished the list.
     pub(super) fn done(&mut self) {
         self.kept.clear();
+        self.running.clear();
         for section in 0..SECTIONS {
             if self.took[section] == Some(Duration::MAX) {
                 self.took[section] = match &self.marks[..] {
@@ -271,11 +278,13 @@ impl List {
             Command::Work(work) => work.capturable(),
             _ => true,
         };
-        if gpu.graphs
-            && matches!(known.graph, Graph::Not)
-            && known.times > TRIALS
-            && commands.iter().all(settled)
-        {
+        let due = match known.graph {
+            Graph::Not => true,
+            Graph::Made(_) => false,
+            // What another thread did meanwhile may have been in the way.
+            Graph::Refused => known.times.is_multiple_of(RETRY),
+        };
+        if gpu.graphs && due && known.times > TRIALS && commands.iter().all(settled) {
             known.graph = match capture(gpu, kernels, &self.marks, commands, base) {
                 Ok(graph) => Graph::Made(graph),
                 Err(error) => {
@@ -287,7 +296,7 @@ impl List {
         let done = match &known.graph {
             Graph::Made(graph) => {
                 self.launches.graphs += 1;
-                graph.launch().map_err(|e| failed("launch a frame", e))
+                graph.launch(gpu)
             }
             Graph::Not | Graph::Refused => {
                 self.launches.eager += 1;
@@ -348,16 +357,88 @@ fn capture(
     marks: &[CudaEvent],
     commands: &[Command],
     base: sys::CUdeviceptr,
-) -> Result<CudaGraph> {
+) -> Result<Replay> {
     // Other threads may allocate meanwhile.
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     (gpu.stream.begin_capture(mode)).map_err(|e| failed("capture a frame", e))?;
+    let capture = Capture(gpu);
     let enqueued = enqueue(gpu, kernels, marks, commands, base, true);
-    let graph = gpu.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+    let graph = capture.end();
     enqueued?;
-    graph
-        .map_err(|e| failed("capture a frame", e))?
-        .ok_or_else(|| Error::engine("CUDA", "captured no frame"))
+    Replay::new(gpu, graph?)
+}
+
+/// A capture that has begun; it ends with this, whatever happens.
+struct Capture<'a>(&'a Gpu);
+
+impl Capture<'_> {
+    /// Ends it; what was captured.
+    fn end(self) -> Result<sys::CUgraph> {
+        // SAFETY: the stream is alive, and captured by this thread.
+        let graph = unsafe { result::stream::end_capture(self.0.stream.cu_stream()) };
+        std::mem::forget(self);
+        match graph.map_err(|e| failed("capture a frame", e))? {
+            graph if graph.is_null() => Err(Error::engine("CUDA", "captured no frame")),
+            graph => Ok(graph),
+        }
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        // SAFETY: as in `end`, which was not called. The graph is nobody else's.
+        unsafe {
+            if let Ok(graph) = result::stream::end_capture(self.0.stream.cu_stream())
+                && !graph.is_null()
+            {
+                let _ = result::graph::destroy(graph);
+            }
+        }
+    }
+}
+
+/// A graph that can be launched.
+struct Replay {
+    graph: sys::CUgraph,
+    exec: sys::CUgraphExec,
+    context: Arc<CudaContext>,
+}
+
+impl Replay {
+    fn new(gpu: &Gpu, graph: sys::CUgraph) -> Result<Self> {
+        let context = gpu.context.clone();
+        // SAFETY: the graph has just been captured.
+        match unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) } {
+            Ok(exec) => Ok(Self {
+                graph,
+                exec,
+                context,
+            }),
+            Err(error) => {
+                // SAFETY: it is nobody else's; the first error is the one to tell.
+                let _ = unsafe { result::graph::destroy(graph) };
+                Err(failed("make a graph of a frame", error))
+            }
+        }
+    }
+
+    fn launch(&self, gpu: &Gpu) -> Result<()> {
+        // SAFETY: both are alive, and lists are used by one thread at a time.
+        unsafe { result::graph::launch(self.exec, gpu.stream.cu_stream()) }
+            .map_err(|e| failed("launch a frame", e))
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: nobody else's; the driver lets a launch under way end. Errors can only be earlier ones.
+            unsafe {
+                let _ = result::graph::exec_destroy(self.exec);
+                let _ = result::graph::destroy(self.graph);
+            }
+        }
+    }
 }
 
 /// Parameters, on the device and on their way there.

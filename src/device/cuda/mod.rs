@@ -15,6 +15,7 @@ mod tensor;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub use tensor::{CudaTensor, Element};
 
 use super::{Device, HostTensor, Update};
 use crate::error::{Error, Result};
-use context::{Gpu, failed};
+use context::{Gpu, Restore, failed};
 use kernels::{
     COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Kernel, Kernels,
     PosteriorRow,
@@ -41,12 +42,22 @@ use list::List;
 pub struct Cuda(Arc<Inner>);
 
 struct Inner {
-    kernels: Kernels,
     lists: Mutex<HashMap<ThreadId, Arc<Mutex<List>>>>,
     /// Held while something is put on the stream that must not be mixed with what another thread puts there.
     submission: Mutex<()>,
+    /// How often what was noted down was not done.
+    failures: AtomicU64,
     frames: frames::Frames,
+    // After the lists, whose graphs use them.
+    kernels: Kernels,
     gpu: Gpu,
+    restore: Restore,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.restore.save();
+    }
 }
 
 impl Cuda {
@@ -60,13 +71,16 @@ impl Cuda {
     /// # Errors
     /// [`Error::Library`] without a driver or a GPU, [`Error::Setting`] for a number too high.
     pub fn new(ordinal: usize) -> Result<Self> {
+        let _restore = Restore::new();
         let gpu = Gpu::new(ordinal)?;
         Ok(Self(Arc::new(Inner {
-            kernels: Kernels::load(&gpu.context)?,
             lists: Mutex::default(),
             submission: Mutex::default(),
+            failures: AtomicU64::new(0),
             frames: frames::Frames::default(),
+            kernels: Kernels::load(&gpu.context)?,
             gpu,
+            restore: Restore::default(),
         })))
     }
 
@@ -92,6 +106,7 @@ impl Cuda {
 
     /// Free and total memory of the GPU in bytes, whoever uses it.
     pub fn memory(&self) -> Result<(usize, usize)> {
+        let _restore = Restore::new();
         (self.0.gpu.context.mem_get_info()).map_err(|e| failed("tell its memory", e))
     }
 
@@ -102,12 +117,14 @@ impl Cuda {
 
     /// How the calling thread's frames were launched so far.
     pub fn launches(&self) -> Launches {
-        self.list().lock().launches()
+        let list = self.0.lists.lock().get(&thread::current().id()).cloned();
+        list.map_or(Launches::default(), |list| list.lock().launches())
     }
 
     /// Why frames of the calling thread are not launched as one graph, where that was tried and failed.
     pub fn refusal(&self) -> Option<String> {
-        self.list().lock().refusal().map(str::to_owned)
+        let list = self.0.lists.lock().get(&thread::current().id()).cloned();
+        list.and_then(|list| list.lock().refusal().map(str::to_owned))
     }
 
     /// A tensor of whatever its memory held before.
@@ -176,14 +193,15 @@ impl Cuda {
 
     fn read<T: Clone>(&self, tensor: &CudaTensor, zero: T) -> Result<Vec<T>> {
         let mut data = vec![zero; tensor.len()];
-        {
+        let mark = {
             let _submission = self.0.submission.lock();
             let stream = self.0.gpu.stream.cu_stream();
             // SAFETY: the tensor has as many elements of this size, and they are waited for below.
             unsafe { result::memcpy_dtoh_async(&mut data, tensor.pointer(), stream) }
                 .map_err(|e| failed("download a tensor", e))?;
-        }
-        self.0.gpu.wait()?;
+            self.0.gpu.mark()?
+        };
+        mark.wait()?;
         Ok(data)
     }
 
@@ -309,18 +327,36 @@ impl Cuda {
         let list = self.list();
         let mut list = list.lock();
         self.0.gpu.enter()?;
-        let submitted = {
+        let (submitted, mark) = {
             let _submission = self.0.submission.lock();
-            list.submit(&self.0.gpu, &self.0.kernels)
+            let submitted = list.submit(&self.0.gpu, &self.0.kernels);
+            (submitted, self.0.gpu.mark())
         };
-        let finished = self.0.gpu.wait();
-        list.done();
-        submitted.and(finished)
+        match mark.and_then(|mark| mark.wait()) {
+            Ok(()) => list.done(),
+            // What it keeps may still be in use.
+            Err(error) => {
+                self.0.failures.fetch_add(1, Ordering::Relaxed);
+                return Err(submitted.err().unwrap_or(error));
+            }
+        }
+        if submitted.is_err() {
+            self.0.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        submitted
+    }
+
+    /// How often what was noted down, by whatever thread, was not done. Who relies on something noted down earlier has to
+    /// look whether this is still the same.
+    pub fn failures(&self) -> u64 {
+        self.0.failures.load(Ordering::Relaxed)
     }
 
     /// Forgets what it keeps for the calling thread, which has no further use for it.
     pub fn release_thread(&self) {
         self.0.lists.lock().remove(&thread::current().id());
+        // Other threads go on with other sizes, or engines with other memory.
+        self.0.gpu.pool.trim();
     }
 
     fn list(&self) -> Arc<Mutex<List>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
 
-use super::context::failed;
+use super::context::{Restore, failed};
 use super::tensor::Element;
 use super::{Cuda, CudaTensor};
 use crate::error::Result;
@@ -13,6 +13,13 @@ use crate::error::Result;
 /// Keeps a GPU's primary context alive, and nothing else that is in it.
 pub struct KeptContext {
     _context: Arc<CudaContext>,
+    restore: Restore,
+}
+
+impl Drop for KeptContext {
+    fn drop(&mut self) {
+        self.restore.save();
+    }
 }
 
 impl Cuda {
@@ -20,6 +27,7 @@ impl Cuda {
     pub fn keep_context(&self) -> KeptContext {
         KeptContext {
             _context: self.0.gpu.context.clone(),
+            restore: Restore::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result};
 
-use super::context::{Gpu, failed};
+use super::context::{Gpu, Restore, failed};
 use crate::error::Result;
 
 /// A block of page-locked memory.
@@ -13,6 +13,7 @@ pub(super) struct Pinned {
     pointer: *mut c_void,
     size: usize,
     context: Arc<CudaContext>,
+    restore: Restore,
 }
 
 // SAFETY: plain memory; what refers to it is behind references to `self`.
@@ -31,6 +32,7 @@ impl Pinned {
             pointer,
             size,
             context: gpu.context.clone(),
+            restore: Restore::default(),
         })
     }
 
@@ -48,6 +50,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        self.restore.save();
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: from malloc_host, not used any more; an error can only be an earlier one of the context's.
             let _ = unsafe { result::free_host(self.pointer) };

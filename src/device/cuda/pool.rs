@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, result, sys};
 use parking_lot::Mutex;
 
-use super::context::failed;
+use super::context::{Restore, failed};
 use crate::error::{Error, Result};
 
 /// Sizes are rounded up to this, in bytes, so that tensors of nearly the same size share buffers.
@@ -22,6 +22,7 @@ pub(super) struct Pool(Arc<Shared>);
 struct Shared {
     context: Arc<CudaContext>,
     state: Mutex<State>,
+    restore: Restore,
 }
 
 #[derive(Default)]
@@ -43,12 +44,20 @@ impl Pool {
         Self(Arc::new(Shared {
             context,
             state: Mutex::default(),
+            restore: Restore::default(),
         }))
     }
 
     /// Bytes that it has from the driver.
     pub(super) fn total(&self) -> usize {
         self.0.state.lock().total
+    }
+
+    /// Gives the driver back what is not in use.
+    pub(super) fn trim(&self) {
+        if self.0.context.bind_to_thread().is_ok() {
+            self.0.state.lock().release();
+        }
     }
 
     /// At least `bytes` bytes, aligned to 256, of whatever they held before.
@@ -115,6 +124,7 @@ impl State {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        self.restore.save();
         if self.context.bind_to_thread().is_ok() {
             self.state.get_mut().release();
         }

@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 
 /// The worker's half.
 pub struct CudaRuntime {
-    gpu: Arc<Gpu>,
+    // Before the GPU that it is on.
     loaded: Arc<Loaded<CudaOnnxModel>>,
+    gpu: Arc<Gpu>,
     /// What the GPU may still be reading.
     reading: Vec<Mapped>,
 }
@@ -63,7 +64,13 @@ impl CudaRuntime {
     /// Loads the model in the folder `model` onto a GPU.
     pub fn load(model: &Path, gpu: Arc<Gpu>) -> Result<Self> {
         Ok(Self {
-            loaded: shared::load_cuda(model, &gpu.cuda)?,
+            loaded: shared::load_cuda(model, &gpu.cuda).map_err(|error| match error {
+                Error::Engine { component, what } => Error::Engine {
+                    component,
+                    what: format!("{what}; backend=onnxruntime-cpu runs it on the CPU"),
+                },
+                other => other,
+            })?,
             gpu,
             reading: Vec::new(),
         })
@@ -125,9 +132,9 @@ impl Runtime for CudaRuntime {
     }
 
     fn finish(&mut self) -> Result<()> {
-        let finished = self.gpu.cuda.finish();
+        self.gpu.cuda.finish()?;
         self.reading.clear();
-        finished
+        Ok(())
     }
 
     fn launched(&self) -> String {

@@ -1,6 +1,6 @@
 //! A session at fixed addresses: the buffers that it reads and writes, for one shape.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use cudarc::driver::sys as cuda_sys;
@@ -23,15 +23,14 @@ const WARM_UP: u64 = 2;
 /// Of runs that are not captured, one in so many waits for the GPU: then ONNX Runtime frees what it copied from.
 const WAITS: u64 = 32;
 
-/// Runs that failed, in the whole process. What was noted down after one of them has not been done.
-static FAILURES: AtomicU64 = AtomicU64::new(0);
-
 /// A session's sets of buffers, each for one shape and thread, with what its user keeps of it.
 pub struct Bounds<S> {
     cuda: Cuda,
     session: Arc<Session>,
     /// The one used last at the back.
     entries: Mutex<Vec<Entry<S>>>,
+    /// The most runs that followed each other in one frame.
+    runs: AtomicUsize,
 }
 
 struct Entry<S> {
@@ -40,7 +39,7 @@ struct Entry<S> {
     thread: Weak<()>,
     key: Key,
     bound: Arc<Bound>,
-    /// What its user noted down while [`FAILURES`] were as many as `failures`.
+    /// What its user noted down while the device had as many failures as `failures`.
     state: S,
     failures: u64,
 }
@@ -76,6 +75,7 @@ impl<S: Default> Bounds<S> {
             cuda: cuda.clone(),
             session: session.clone(),
             entries: Mutex::default(),
+            runs: AtomicUsize::new(1),
         }
     }
 
@@ -109,12 +109,17 @@ impl<S: Default> Bounds<S> {
                 key,
             },
         };
-        let failures = FAILURES.load(Ordering::Relaxed);
+        let failures = self.cuda.failures();
         if std::mem::replace(&mut entry.failures, failures) != failures {
             entry.state = S::default();
         }
         let result = work(&entry.bound, &mut entry.state);
-        if entries.iter().filter(|entry| mine(entry)).count() >= KEPT
+        // Those of a whole frame, at least: else each would make room for the next, and none would be there again.
+        let runs = self
+            .runs
+            .fetch_max(number + 1, Ordering::Relaxed)
+            .max(number + 1);
+        if entries.iter().filter(|entry| mine(entry)).count() >= KEPT.max(2 * runs)
             && let Some(oldest) = entries.iter().position(mine)
         {
             entries.remove(oldest);
@@ -191,7 +196,7 @@ impl Bound {
             // Inputs that are read in main memory are taken there when they are bound. Old versions do not tell.
             binding.bind_inputs()?;
         }
-        let waits = !captured && runs.is_multiple_of(WAITS);
+        let waits = !captured && runs % WAITS == WAITS - 1;
         binding.run(&mut session, &self.options[usize::from(!waits)])
     }
 }
@@ -203,10 +208,7 @@ impl Work for Bound {
             Provider::Cpu => false,
         };
         let _relaxed = captured.then(Relaxed::new);
-        self.try_run(captured).map_err(|e| {
-            FAILURES.fetch_add(1, Ordering::Relaxed);
-            failed(&self.session, &e)
-        })
+        (self.try_run(captured)).map_err(|e| failed(&self.session, &e))
     }
 
     fn capturable(&self) -> bool {
