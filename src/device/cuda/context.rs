@@ -85,7 +85,7 @@ unsafe impl Send for Restore {}
 unsafe impl Sync for Restore {}
 
 impl Restore {
-    /// Gives the calling thread's context back when this is dropped.
+    /// Gives the calling thread's context back when this is dropped. The driver must be there.
     pub(super) fn new() -> Self {
         let mut restore = Self::default();
         restore.save();

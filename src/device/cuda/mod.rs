@@ -71,6 +71,8 @@ impl Cuda {
     /// # Errors
     /// [`Error::Library`] without a driver or a GPU, [`Error::Setting`] for a number too high.
     pub fn new(ordinal: usize) -> Result<Self> {
+        // Looks for the driver first: nothing may be asked of it where it is not there.
+        context::count()?;
         let _restore = Restore::new();
         let gpu = Gpu::new(ordinal)?;
         Ok(Self(Arc::new(Inner {

@@ -11,7 +11,7 @@ use trtx::interfaces::MonitorProgress;
 use trtx::trtx_sys::Dims64;
 use trtx::{NetworkDefinition, OptProfileSelector};
 
-use super::{library, log};
+use super::{gate, library, log};
 use crate::error::{Error, Result};
 use crate::model::Dtype;
 
@@ -179,6 +179,7 @@ pub fn build(job: &Job, progress: Arc<dyn Progress>) -> Result<Engine> {
         phases: Mutex::default(),
         ended: Mutex::new(false),
     });
+    let _pass = gate::pass(job.capabilities);
     let (built, heard) = log::listen(|| run(job, logger, monitor.clone()));
     built.map_err(|what| {
         if *monitor.ended.lock() {

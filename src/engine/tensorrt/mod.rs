@@ -3,6 +3,7 @@
 pub mod builder;
 #[cfg(feature = "cuda")]
 pub mod execution;
+mod gate;
 mod library;
 mod log;
 mod recipe;
