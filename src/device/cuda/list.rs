@@ -363,9 +363,16 @@ fn capture(
     (gpu.stream.begin_capture(mode)).map_err(|e| failed("capture a frame", e))?;
     let capture = Capture(gpu);
     let enqueued = enqueue(gpu, kernels, marks, commands, base, true);
-    let graph = capture.end();
-    enqueued?;
-    Replay::new(gpu, graph?)
+    match (enqueued, capture.end()) {
+        (Ok(()), graph) => Replay::new(gpu, graph?),
+        (Err(error), graph) => {
+            if let Ok(graph) = graph {
+                // SAFETY: it is nobody else's; the first error is the one to tell.
+                let _ = unsafe { result::graph::destroy(graph) };
+            }
+            Err(error)
+        }
+    }
 }
 
 /// A capture that has begun; it ends with this, whatever happens.
