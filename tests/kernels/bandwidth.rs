@@ -2,7 +2,7 @@
 
 use cudarc::driver::{result, sys};
 use gststreamdiffusion::device::cuda::kernels::{
-    COSINE_PARTIAL_BYTES, CombineRow, CopyRow, CosineRow, Element, FrameToTensor, Row,
+    COSINE_PARTIAL_BYTES, CombineRow, CopyRow, CosineRow, Element, FrameToTensor, Kernel, Row,
     TensorToFrame,
 };
 use gststreamdiffusion::device::video::{Colour, PixelFormat, VideoLayout};
@@ -83,7 +83,7 @@ fn bandwidth() {
             })
             .collect();
         let time = seconds(gpu, count, |i| unsafe {
-            k.combine(stream, rows[i].0, 1, longest)
+            k.launch(Kernel::Combine, stream, rows[i].0, 1, longest)
         });
         report(&format!("combine, 2 operands, {name}"), 6 * len, time);
 
@@ -93,7 +93,13 @@ fn bandwidth() {
             .collect();
         let types = (Element::F16, Element::F16);
         let time = seconds(gpu, count, |i| unsafe {
-            k.copy(stream, types, rows[i].0, 1, longest)
+            k.launch(
+                Kernel::copy(types.0, types.1),
+                stream,
+                rows[i].0,
+                1,
+                longest,
+            )
         });
         report(&format!("copy f16 to f16, {name}"), 4 * len, time);
 
@@ -118,7 +124,7 @@ fn bandwidth() {
             })
             .collect();
         let time = seconds(gpu, count, |i| unsafe {
-            k.cosine(stream, rows[i].0, 1, longest)
+            k.launch(Kernel::Cosine, stream, rows[i].0, 1, longest)
         });
         report(&format!("cosine, {name}"), 4 * len, time);
 
@@ -172,7 +178,7 @@ fn bandwidth() {
         .collect();
     let rows = Memory::of(CombineRow::bytes(&rows));
     let time = seconds(gpu, 1, |_| unsafe {
-        k.combine(stream, rows.0, 4, len as u32)
+        k.launch(Kernel::Combine, stream, rows.0, 4, len as u32)
     });
     report("fused step, 4 slots of 4x64x64", 4 * 10 * len, time);
 }

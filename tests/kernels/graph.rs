@@ -1,7 +1,9 @@
 //! Kernels in a CUDA graph, whose rows change between launches.
 
 use cudarc::driver::{result, sys};
-use gststreamdiffusion::device::cuda::kernels::{COSINE_PARTIAL_BYTES, CombineRow, CosineRow, Row};
+use gststreamdiffusion::device::cuda::kernels::{
+    COSINE_PARTIAL_BYTES, CombineRow, CosineRow, Kernel, Row,
+};
 use half::f16;
 
 use crate::gpu::{Memory, gpu};
@@ -35,9 +37,11 @@ fn a_captured_graph_goes_on_with_new_rows() {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         result::stream::begin_capture(stream, mode).unwrap();
         gpu.kernels
-            .combine(stream, combine.0, 1, len as u32)
+            .launch(Kernel::Combine, stream, combine.0, 1, len as u32)
             .unwrap();
-        gpu.kernels.cosine(stream, cosine.0, 1, len as u32).unwrap();
+        gpu.kernels
+            .launch(Kernel::Cosine, stream, cosine.0, 1, len as u32)
+            .unwrap();
         let graph = result::stream::end_capture(stream).unwrap();
         let mut executable = std::ptr::null_mut();
         sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0)

@@ -1,8 +1,8 @@
 //! Compiled kernels on disk, so that NVRTC runs once for a GPU and a version of the plugin, not at every start.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
 
 /// Format of the files; part of every key.
 const FORMAT: &str = "streamdiffusion kernels 1";
@@ -27,11 +27,21 @@ impl Cache {
 
     /// What is stored under `key`, if it is whole and nobody else could have written it.
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
-        let path = self.path(key);
-        if !private(&self.0) || !private(&path) {
+        if !private(&fs::metadata(&self.0).ok()?) {
             return None;
         }
-        let file = fs::read(path).ok()?;
+        let mut options = fs::OpenOptions::new();
+        options.read(true);
+        // A link could lead to a file of somebody else.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW);
+        let mut opened = options.open(self.path(key)).ok()?;
+        // Of the open file, not of the path, which may be another by now.
+        if !private(&opened.metadata().ok()?) {
+            return None;
+        }
+        let mut file = Vec::new();
+        opened.read_to_end(&mut file).ok()?;
         let end = file.iter().position(|byte| *byte == b'\n')?;
         let (head, body) = (&file[..end], &file[end + 1..]);
         (head == header(key, body).as_bytes()).then(|| body.to_vec())
@@ -44,12 +54,17 @@ impl Cache {
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(&self.0)?;
+        if !private(&fs::metadata(&self.0)?) {
+            return Err(io::Error::other("others may write to the folder"));
+        }
         let path = self.path(key);
         let thread = format!("{:?}", std::thread::current().id());
         let thread: String = thread.chars().filter(char::is_ascii_digit).collect();
         let new = path.with_extension(format!("{}-{thread}.new", std::process::id()));
         let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
+        // What a process with this number left behind when it was killed.
+        let _ = fs::remove_file(&new);
+        options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let written = options.open(&new).and_then(|mut file| {
@@ -85,19 +100,19 @@ pub const fn hash(bytes: &[u8]) -> u64 {
     hash
 }
 
-/// Whether this is the user's own, and nobody else may write to it.
+/// Whether what this is of is the user's own, and nobody else may write to it.
 #[cfg(unix)]
-fn private(path: &Path) -> bool {
+fn private(data: &fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     // SAFETY: has no arguments and cannot fail.
     let user = unsafe { libc::geteuid() };
-    fs::metadata(path).is_ok_and(|data| data.uid() == user && data.mode() & 0o022 == 0)
+    data.uid() == user && data.mode() & 0o022 == 0
 }
 
 /// Profiles of users are theirs alone where there are no modes.
 #[cfg(not(unix))]
-fn private(path: &Path) -> bool {
-    path.exists()
+fn private(_: &fs::Metadata) -> bool {
+    true
 }
 
 #[cfg(test)]
@@ -134,7 +149,16 @@ mod tests {
             let before = fs::metadata(loose).unwrap().permissions();
             fs::set_permissions(loose, fs::Permissions::from_mode(0o777)).unwrap();
             assert_eq!(cache.get("sm_90"), None);
+            assert_eq!(cache.put("new", b"code").is_err(), *loose == cache.0);
             fs::set_permissions(loose, before).unwrap();
+        }
+        #[cfg(unix)]
+        {
+            let elsewhere = cache.path("elsewhere");
+            fs::rename(&path, &elsewhere).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+            assert_eq!(cache.get("sm_90"), None);
+            fs::rename(&elsewhere, &path).unwrap();
         }
         assert!(cache.get("sm_90").is_some());
         fs::remove_dir_all(&folder).unwrap();
