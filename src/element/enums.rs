@@ -92,6 +92,47 @@ pub enum Timing {
     Immediate,
 }
 
+/// What becomes of a frame that comes too late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionLatePolicy")]
+pub enum LatePolicy {
+    /// It is left out.
+    #[default]
+    #[enum_value(name = "Drop it", nick = "drop")]
+    Drop,
+    /// The one before it is shown again.
+    #[enum_value(
+        name = "Show the last restyled picture again, which keeps the frame rate",
+        nick = "repeat"
+    )]
+    Repeat,
+    /// It is shown as it came.
+    #[enum_value(name = "Let it pass as it is, not restyled", nick = "passthrough")]
+    Passthrough,
+    /// It is restyled all the same.
+    #[enum_value(
+        name = "None: restyle it all the same, however late it gets",
+        nick = "none"
+    )]
+    None,
+}
+
+/// What becomes of frames that come while the model is being loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionWhileLoading")]
+pub enum WhileLoading {
+    /// They wait.
+    #[default]
+    #[enum_value(name = "Hold frames back until the model is there", nick = "block")]
+    Block,
+    /// They are shown as they came.
+    #[enum_value(
+        name = "Let frames pass as they are, not restyled",
+        nick = "passthrough"
+    )]
+    Passthrough,
+}
+
 /// What a frame starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstStreamDiffusionMode")]

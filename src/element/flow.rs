@@ -10,41 +10,141 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 
 use super::imp::StreamDiffusion;
+use super::late::Fate;
+use super::lateness::Upstream;
 use super::runtime::Picture;
-use super::state::Written;
-use super::timeline::Departure;
-use super::worker::{Asker, Finished, Frame, Unanswered};
-use super::{CAT, errors};
+use super::settings::Settings;
+use super::state::{Last, Outgoing, UnderWay, Written};
+use super::timeline::{Departure, Shown};
+use super::worker::{Finished, Frame, Restyled, Unanswered};
+use super::{CAT, LatePolicy, errors};
 use crate::error::Error;
 
 impl StreamDiffusion {
+    /// Takes in a frame: has it restyled, or whatever else becomes of it.
+    pub(super) fn accept(&self, input: gst::Buffer) -> Result<(), gst::FlowError> {
+        let settings = self.settings.lock().clone();
+        if self.state.lock().timing() != settings.timing {
+            self.drain()?;
+            self.state.lock().switch_timing(settings.timing);
+        }
+        self.latency.lock().see(input.pts());
+        let fate = self.fate(&input, &settings)?;
+        if fate == Fate::Drop {
+            self.state.lock().left_out = true;
+            return Ok(());
+        }
+        if settings.bypass {
+            // What is still under way would wait for ever for frames to follow.
+            self.drain()?;
+        }
+        let stamps = self.stamps(&input)?;
+        match fate {
+            Fate::Restyle => return self.restyle(&input, stamps, settings),
+            Fate::Repeat => {
+                self.stats.lock().frame_repeated();
+                self.state.lock().timeline.again(stamps);
+            }
+            Fate::Pass => {
+                self.stats.lock().frame_passed();
+                let mut state = self.state.lock();
+                let pixels = match state.timeline.is_empty() {
+                    // It leaves before this call ends.
+                    true => input,
+                    false => input.copy_deep().map_err(|_| gst::FlowError::Error)?,
+                };
+                state.timeline.pass(stamps, pixels);
+            }
+            Fate::Drop => {}
+        }
+        self.collect(usize::MAX)
+    }
+
     /// Has the worker restyle a frame, and puts what became ready on the timeline.
-    pub(super) fn restyle(&self, input: gst::Buffer) -> Result<(), gst::FlowError> {
+    fn restyle(
+        &self,
+        input: &gst::Buffer,
+        stamps: gst::Buffer,
+        settings: Settings,
+    ) -> Result<(), gst::FlowError> {
         let Some(asker) = self.state.lock().asker.clone() else {
             return Err(gst::FlowError::Flushing);
         };
-        self.wait_for_model(&asker)?;
-        let timing = self.settings.lock().timing;
-        if self.state.lock().timing() != timing {
-            self.drain()?;
-            self.state.lock().switch_timing(timing);
+        // The worker may still be busy with the frames before it.
+        let frame = self.import(input, stamps, settings)?;
+        let depth = self.state.lock().depth();
+        self.collect(depth.saturating_sub(1))?;
+        // What is finished is written before the worker is busy again.
+        while let Some(outgoing) = self.depart()? {
+            self.state.lock().outgoing.push_back(outgoing);
         }
-        let frame = self.import(input)?;
         let (ticket, immediate) = (frame.ticket, frame.prime);
-        // Ends with this call, whatever becomes of it.
         #[cfg(feature = "cuda")]
-        let _loan = frame.input.loan();
-        let restyled = asker
+        let loan = frame.input.loan();
+        let answer = asker
             .restyle(&self.interrupt, frame)
             .map_err(|unanswered| self.unanswered(unanswered))?;
-        gst::trace!(
-            CAT,
-            imp = self,
-            "Frame {ticket}: {} ready after {:?}",
-            restyled.finished.len(),
-            restyled.took
-        );
-        self.tell_latency(if immediate { 0 } else { restyled.delay }, restyled.took);
+        self.state.lock().under_way.push_back(UnderWay {
+            answer,
+            ticket,
+            immediate,
+            #[cfg(feature = "cuda")]
+            _loan: loan,
+        });
+        self.collect(depth)
+    }
+
+    /// Puts on the timeline what the worker has finished, and waits until it has no more than `left` frames.
+    fn collect(&self, left: usize) -> Result<(), gst::FlowError> {
+        loop {
+            let (under_way, answered) = {
+                let mut state = self.state.lock();
+                let Some(first) = state.under_way.front() else {
+                    return Ok(());
+                };
+                let answered = first.answer.poll();
+                if answered.is_none() && state.under_way.len() <= left {
+                    return Ok(());
+                }
+                match state.under_way.pop_front() {
+                    Some(first) => (first, answered),
+                    None => return Ok(()),
+                }
+            };
+            let UnderWay {
+                answer,
+                ticket,
+                immediate,
+                // Ends when the frame has been answered, whatever becomes of it.
+                #[cfg(feature = "cuda")]
+                _loan,
+            } = under_way;
+            let restyled = answered
+                .unwrap_or_else(|| answer.wait(&self.interrupt))
+                .map_err(|unanswered| self.unanswered(unanswered))?;
+            gst::trace!(
+                CAT,
+                imp = self,
+                "Frame {ticket}: {} ready after {:?}",
+                restyled.finished.len(),
+                restyled.took
+            );
+            self.take_in(restyled, ticket, immediate)?;
+        }
+    }
+
+    /// Puts on the timeline what a frame led to.
+    fn take_in(
+        &self,
+        restyled: Restyled,
+        ticket: u64,
+        immediate: bool,
+    ) -> Result<(), gst::FlowError> {
+        let held_back = match immediate {
+            true => 0,
+            false => restyled.delay + self.state.lock().depth(),
+        };
+        self.tell_latency(held_back, restyled.took);
         let mut state = self.state.lock();
         if !immediate {
             state.timeline.finish(restyled.finished);
@@ -72,22 +172,57 @@ impl StreamDiffusion {
             latency.update(held_back, took).then(|| latency.announce())
         };
         if let Some(announced) = announced {
-            gst::debug!(CAT, imp = self, "Latency is now {announced}");
-            let message = gst::message::Latency::builder().src(&*self.obj()).build();
-            if self.obj().post_message(message).is_err() {
-                gst::debug!(CAT, imp = self, "No bus to tell the latency to");
-            }
+            self.post_latency(announced);
         }
     }
 
-    /// Waits until the model is loaded.
-    fn wait_for_model(&self, asker: &Asker) -> Result<(), gst::FlowError> {
-        if self.state.lock().loaded.is_some() {
-            return Ok(());
+    fn post_latency(&self, announced: gst::ClockTime) {
+        gst::debug!(CAT, imp = self, "Latency is now {announced}");
+        let message = gst::message::Latency::builder().src(&*self.obj()).build();
+        if self.obj().post_message(message).is_err() {
+            gst::debug!(CAT, imp = self, "No bus to tell the latency to");
         }
-        let loaded = asker
-            .model(&self.interrupt)
-            .map_err(|unanswered| self.unanswered(unanswered))?;
+    }
+
+    /// Has a fixed latency told to the pipeline, in nanoseconds; -1: what is known of it.
+    pub(super) fn pin_latency(&self, latency: i64) {
+        let pinned = u64::try_from(latency)
+            .ok()
+            .map(gst::ClockTime::from_nseconds);
+        let announced = {
+            let mut latency = self.latency.lock();
+            latency.pin(pinned).then(|| latency.announce())
+        };
+        if let Some(announced) = announced {
+            self.post_latency(announced);
+        }
+    }
+
+    /// Whether the model is loaded; waits for it if `wait` says so.
+    pub(super) fn model_is_loaded(&self, wait: bool) -> Result<bool, gst::FlowError> {
+        let (asker, asked) = {
+            let mut state = self.state.lock();
+            if state.loaded.is_some() {
+                return Ok(true);
+            }
+            (state.asker.clone(), state.loading.take())
+        };
+        let asker = asker.ok_or(gst::FlowError::Flushing)?;
+        let loading = match asked {
+            Some(loading) => loading,
+            None => asker
+                .model(&self.interrupt)
+                .map_err(|unanswered| self.unanswered(unanswered))?,
+        };
+        let answered = match loading.poll() {
+            Some(answered) => answered,
+            None if wait => loading.wait(&self.interrupt),
+            None => {
+                self.state.lock().loading = Some(loading);
+                return Ok(false);
+            }
+        };
+        let loaded = answered.map_err(|unanswered| self.unanswered(unanswered))?;
         gst::info!(
             CAT,
             imp = self,
@@ -97,65 +232,98 @@ impl StreamDiffusion {
         self.manifest.lock().clone_from(loaded.folder().manifest());
         *self.kept.lock() = Some(loaded.clone());
         self.state.lock().loaded = Some(loaded);
-        Ok(())
+        Ok(true)
+    }
+
+    /// Timestamps, flags and metas of a frame, without its memory.
+    fn stamps(&self, input: &gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
+        let mut stamps = without_memory(input)?;
+        if std::mem::take(&mut self.state.lock().left_out) {
+            stamps.make_mut().set_flags(gst::BufferFlags::DISCONT);
+        }
+        Ok(stamps)
     }
 
     /// The frame as the worker wants it; notes it on the timeline.
     ///
-    /// The pixels are copied: from here on only timestamps, flags and metas of the input are kept, so that a camera's or
-    /// a decoder's buffer goes back at once, and one that wraps an application's memory is not touched again.
-    fn import(&self, input: gst::Buffer) -> Result<Frame, gst::FlowError> {
-        self.latency.lock().see(input.pts());
-        let settings = self.settings.lock().clone();
+    /// The pixels are copied or lent for a while: from there on only timestamps, flags and metas of the input are kept,
+    /// so that a camera's or a decoder's buffer goes back at once, and one that wraps an application's memory is not
+    /// touched again.
+    fn import(
+        &self,
+        input: &gst::Buffer,
+        stamps: gst::Buffer,
+        settings: Settings,
+    ) -> Result<Frame, gst::FlowError> {
         let result = {
             let mut state = self.state.lock();
             let Some(loaded) = state.loaded.clone() else {
                 return Err(gst::FlowError::Flushing);
             };
-            state.import(&loaded, &input, settings)
+            state.import(&loaded, input, settings)
         };
         match result {
-            Ok((content, settings, prime)) => {
-                let input = without_memory(&input)?;
-                Ok(Frame {
-                    input: content,
-                    ticket: self.state.lock().timeline.frame(input),
-                    settings,
-                    prime,
-                })
-            }
+            Ok((content, settings, prime)) => Ok(Frame {
+                input: content,
+                // How livesync and videorate mark what they insert.
+                again: input.flags().contains(gst::BufferFlags::GAP),
+                ticket: self.state.lock().timeline.frame(stamps),
+                settings,
+                prime,
+            }),
             Err(error) => Err(self.fail(&error)),
         }
     }
 
-    /// The next buffer whose turn it is, after the events before it.
-    pub(super) fn depart(&self) -> Result<Option<gst::Buffer>, gst::FlowError> {
+    /// The next buffer to push, after the events before it.
+    pub(super) fn next_out(&self) -> Result<Option<gst::Buffer>, gst::FlowError> {
         loop {
-            let departure = self.state.lock().timeline.depart();
-            match departure {
-                Some(Departure::Event(event)) => {
+            let complete = self.state.lock().outgoing.pop_front();
+            let next = match complete {
+                Some(outgoing) => Some(outgoing),
+                None => self.depart()?,
+            };
+            match next {
+                Some(Outgoing::Event(event)) => {
                     self.parent_sink_event(event);
                 }
-                Some(Departure::Frame { input, picture }) => {
-                    return self.export(&input, &picture).map(Some);
-                }
+                Some(Outgoing::Frame(buffer)) => return Ok(Some(buffer)),
                 None => return Ok(None),
             }
         }
     }
 
-    /// An output buffer that shows `picture` with the timestamps, flags and metas of `input`.
+    /// What comes next on the timeline, if its turn has come, complete.
+    fn depart(&self) -> Result<Option<Outgoing>, gst::FlowError> {
+        loop {
+            let departure = self.state.lock().timeline.depart();
+            return Ok(match departure {
+                Some(Departure::Event(event)) => Some(Outgoing::Event(event)),
+                Some(Departure::Frame { input, shown }) => match self.export(&input, shown)? {
+                    Some(buffer) => Some(Outgoing::Frame(buffer)),
+                    None => continue,
+                },
+                None => None,
+            });
+        }
+    }
+
+    /// An output buffer with the timestamps, flags and metas of `input`; none if there is nothing to show for it.
     fn export(
         &self,
         input: &gst::Buffer,
-        picture: &Picture,
-    ) -> Result<gst::Buffer, gst::FlowError> {
-        let shared = match &self.state.lock().last {
-            Some((last, buffer)) if last.is(picture) => Some(buffer.copy()),
+        shown: Shown,
+    ) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        let shared = match (&self.state.lock().last, &shown) {
+            (Some(last), Shown::Again) => Some(last.memory.copy()),
+            (Some(last), Shown::Picture(picture)) => match &last.picture {
+                Some(known) if known.is(picture) => Some(last.memory.copy()),
+                _ => None,
+            },
             _ => None,
         };
-        let mut output = match shared {
-            Some(mut output) => {
+        let mut output = match (shared, shown) {
+            (Some(mut output), _) => {
                 self.parent_copy_metadata(input, output.make_mut())
                     .map_err(|err| {
                         err.log_with_imp(self);
@@ -163,20 +331,22 @@ impl StreamDiffusion {
                     })?;
                 output
             }
-            None => {
-                let output = match self
-                    .parent_prepare_output_buffer(InputBuffer::Readable(input))?
-                {
-                    PrepareOutputBufferSuccess::Buffer(output) => output,
-                    PrepareOutputBufferSuccess::InputBuffer => return Err(gst::FlowError::Error),
-                };
-                let output = self.write(picture, output)?;
-                // Only the filter makes frames share a picture; without it the pool's memory goes straight back.
-                self.state.lock().last = match self.settings.lock().similarity_filter {
-                    true => memory_only(&output).map(|memory| (picture.clone(), memory)),
-                    false => None,
-                };
+            (None, Shown::Picture(picture)) => {
+                let output = self.write(&picture, self.room(input)?)?;
+                self.remember(Some(picture), &output);
                 output
+            }
+            (None, Shown::Input(pixels)) => {
+                let mut output = self.room(input)?;
+                let passed = self.state.lock().pass(&pixels, output.make_mut());
+                passed.map_err(|error| self.fail(&error))?;
+                self.remember(None, &output);
+                output
+            }
+            (None, Shown::Again) => {
+                // Pictures stopped being kept for it meanwhile.
+                self.state.lock().left_out = true;
+                return Ok(None);
             }
         };
         let flags = gst_video::VideoBufferFlags::INTERLACED
@@ -185,7 +355,27 @@ impl StreamDiffusion {
             | gst_video::VideoBufferFlags::ONEFIELD;
         output.make_mut().unset_video_flags(flags);
         self.stats.lock().frame_left();
-        Ok(output)
+        Ok(Some(output))
+    }
+
+    /// An output buffer for `input`, with nothing in it yet.
+    fn room(&self, input: &gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
+        match self.parent_prepare_output_buffer(InputBuffer::Readable(input))? {
+            PrepareOutputBufferSuccess::Buffer(output) => Ok(output),
+            PrepareOutputBufferSuccess::InputBuffer => Err(gst::FlowError::Error),
+        }
+    }
+
+    /// Keeps what is in `output` for frames that show the same; without such the pool's memory goes straight back.
+    fn remember(&self, picture: Option<Picture>, output: &gst::Buffer) {
+        let shared = {
+            let settings = self.settings.lock();
+            settings.similarity_filter || settings.late_policy == LatePolicy::Repeat
+        };
+        self.state.lock().last = match shared {
+            true => memory_only(output).map(|memory| Last { picture, memory }),
+            false => None,
+        };
     }
 
     /// Writes a picture into an output buffer: this thread or, on a GPU, the worker.
@@ -207,10 +397,11 @@ impl StreamDiffusion {
 
     /// Finishes and pushes all frames under way, so that what comes next does not overtake them.
     pub(super) fn drain(&self) -> Result<(), gst::FlowError> {
+        self.collect(0)?;
         let asker = {
             let state = self.state.lock();
             match &state.asker {
-                Some(asker) if !state.timeline.is_empty() => asker.clone(),
+                Some(asker) if !state.is_empty() => asker.clone(),
                 _ => return Ok(()),
             }
         };
@@ -219,7 +410,7 @@ impl StreamDiffusion {
             .map_err(|unanswered| self.unanswered(unanswered))?;
         gst::debug!(CAT, imp = self, "Drained {} frames", finished.len());
         self.state.lock().timeline.finish(finished);
-        while let Some(buffer) = self.depart()? {
+        while let Some(buffer) = self.next_out()? {
             self.obj().src_pad().push(buffer)?;
         }
         Ok(())
@@ -227,14 +418,14 @@ impl StreamDiffusion {
 
     /// Forgets all frames, at FLUSH_STOP.
     pub(super) fn flush(&self) {
-        let events = self.state.lock().timeline.clear();
+        let events = self.state.lock().clear();
         for event in events.iter().filter(|event| event.is_sticky()) {
             // Those that would not have been flushed downstream either stay known there.
             if let Err(flow) = self.obj().src_pad().store_sticky_event(event) {
                 gst::debug!(CAT, imp = self, "{event:?} not kept: {flow:?}");
             }
         }
-        self.state.lock().reset();
+        self.lateness.lock().reset();
         self.interrupt.end();
     }
 
@@ -244,6 +435,7 @@ impl StreamDiffusion {
             return false;
         }
         let (live, min, max) = upstream.result();
+        self.lateness.lock().upstream = Upstream::of((live, min, max));
         let (own, held) = {
             let latency = self.latency.lock();
             (latency.own(), latency.held())

@@ -12,6 +12,7 @@ use gst_base::subclass::prelude::*;
 use parking_lot::Mutex;
 
 use super::latency::Latency;
+use super::lateness::{Lateness, Upstream};
 use super::runtime::LoadedModel;
 use super::settings::Settings;
 use super::state::State;
@@ -45,6 +46,7 @@ pub struct StreamDiffusion {
     /// What the streaming thread works with.
     pub(super) state: Mutex<State>,
     pub(super) latency: Mutex<Latency>,
+    pub(super) lateness: Mutex<Lateness>,
     pub(super) stats: Arc<Mutex<Stats>>,
 }
 
@@ -64,6 +66,7 @@ impl ObjectImpl for StreamDiffusion {
     fn constructed(&self) {
         self.parent_constructed();
         self.obj().set_qos(true);
+        self.obj().set_gap_aware(true);
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
@@ -71,6 +74,10 @@ impl ObjectImpl for StreamDiffusion {
         // What was decided early, for a neighbour that asked, is decided anew.
         if matches!(pspec.name(), "backend" | "device-id") && self.worker.lock().is_none() {
             *self.venue.lock() = None;
+        }
+        if pspec.name() == "latency" {
+            let latency = self.settings.lock().latency;
+            self.pin_latency(latency);
         }
         if let Err(what) = result {
             gst::element_imp_warning!(
@@ -169,6 +176,8 @@ impl BaseTransformImpl for StreamDiffusion {
         let (venue, reason) = self.decide().map_err(|error| errors::message(&error))?;
         *self.stats.lock() = Stats::started(venue.name(), reason);
         *self.latency.lock() = Latency::default();
+        *self.lateness.lock() = Lateness::default();
+        self.pin_latency(settings.latency);
         let observer = ElementObserver(self.obj().downgrade());
         #[cfg(feature = "cuda")]
         self.publish_context();
@@ -354,7 +363,7 @@ impl BaseTransformImpl for StreamDiffusion {
             }
             _ if event.is_serialized() => {
                 let mut state = self.state.lock();
-                if !state.timeline.is_empty() {
+                if !state.is_empty() {
                     state.timeline.event(event);
                     return true;
                 }
@@ -362,6 +371,37 @@ impl BaseTransformImpl for StreamDiffusion {
             _ => {}
         }
         self.parent_sink_event(event)
+    }
+
+    /// What the sink says of late frames is ours to act on: the base class could only drop them.
+    fn src_event(&self, event: gst::Event) -> bool {
+        use gst::EventView;
+        match event.view() {
+            EventView::Qos(qos) => {
+                if self.obj().is_qos() {
+                    let (_, proportion, diff, time) = qos.get();
+                    self.lateness.lock().report(proportion, diff, time);
+                }
+                self.obj().sink_pad().push_event(event)
+            }
+            EventView::Latency(_) => {
+                // The pipeline has changed; upstream is asked again.
+                self.lateness.lock().upstream = Upstream::Unknown;
+                self.parent_src_event(event)
+            }
+            _ => self.parent_src_event(event),
+        }
+    }
+
+    fn submit_input_buffer(
+        &self,
+        is_discont: bool,
+        inbuf: gst::Buffer,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        if is_discont {
+            self.state.lock().marks_discont = true;
+        }
+        self.parent_submit_input_buffer(is_discont, inbuf)
     }
 
     fn before_transform(&self, inbuf: &gst::BufferRef) {
@@ -379,14 +419,29 @@ impl BaseTransformImpl for StreamDiffusion {
 
     fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
         loop {
-            if let Some(buffer) = self.depart()? {
-                return Ok(GenerateOutputSuccess::Buffer(buffer));
+            while let Some(buffer) = self.next_out()? {
+                if self.is_marked_rightly(&buffer) {
+                    return Ok(GenerateOutputSuccess::Buffer(buffer));
+                }
+                self.obj().src_pad().push(buffer)?;
             }
             let Some(input) = self.take_queued_buffer() else {
                 return Ok(GenerateOutputSuccess::NoOutput);
             };
-            self.restyle(input)?;
+            self.accept(input)?;
         }
+    }
+}
+
+impl StreamDiffusion {
+    /// Whether the base class may push this buffer. After a discontinuity it marks the next buffer that it is given,
+    /// which may be one from before.
+    fn is_marked_rightly(&self, buffer: &gst::BufferRef) -> bool {
+        let mut state = self.state.lock();
+        if state.marks_discont && buffer.flags().contains(gst::BufferFlags::DISCONT) {
+            state.marks_discont = false;
+        }
+        !state.marks_discont
     }
 }
 

@@ -24,9 +24,17 @@ pub struct Latency {
     seen: u32,
     processing: ClockTime,
     announced: ClockTime,
+    /// What is told instead of what is known.
+    pinned: Option<ClockTime>,
 }
 
 impl Latency {
+    /// Has this told instead of what is known, or that again. Whether the pipeline must be told.
+    pub fn pin(&mut self, latency: Option<ClockTime>) -> bool {
+        self.pinned = latency;
+        self.own() != self.announced
+    }
+
     /// Takes the frame duration from the caps; zero frame rate means unknown.
     pub fn set_frame_rate(&mut self, rate: gst::Fraction) {
         self.distances.clear();
@@ -85,6 +93,11 @@ impl Latency {
     /// What the element adds to the pipeline's latency: the frames held back, and the time for one. Where that is longer
     /// than a frame lasts, late ones are dropped upstream and the next frame, which lets one held back go, comes no sooner.
     pub fn own(&self) -> ClockTime {
+        self.pinned.unwrap_or_else(|| self.known())
+    }
+
+    /// What it comes to, whatever is told.
+    pub fn known(&self) -> ClockTime {
         self.duration().max(self.processing) * self.held_back as u64 + self.processing
     }
 
@@ -99,7 +112,8 @@ impl Latency {
         self.announced
     }
 
-    fn duration(&self) -> ClockTime {
+    /// How long a frame lasts, by the caps or by the timestamps; zero if neither says.
+    pub fn duration(&self) -> ClockTime {
         self.frame_duration.unwrap_or(self.measured)
     }
 }

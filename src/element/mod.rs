@@ -15,7 +15,9 @@ mod enums;
 mod errors;
 mod flow;
 mod imp;
+mod late;
 mod latency;
+mod lateness;
 #[cfg(feature = "cuda")]
 mod layout;
 mod model_path;
@@ -30,7 +32,9 @@ mod timeline;
 mod venue;
 mod worker;
 
-pub use enums::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, Timing};
+pub use enums::{
+    Backend, CfgTypeProperty, LatePolicy, Mode, Noise, Scheduler, Timing, WhileLoading,
+};
 
 /// The element's debug category.
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -53,10 +57,12 @@ pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     for enumeration in [
         Backend::static_type(),
         CfgTypeProperty::static_type(),
+        LatePolicy::static_type(),
         Mode::static_type(),
         Noise::static_type(),
         Scheduler::static_type(),
         Timing::static_type(),
+        WhileLoading::static_type(),
     ] {
         enumeration.mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }

@@ -8,7 +8,7 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::settings::{Settings, default};
-use super::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, Timing};
+use super::{Backend, CfgTypeProperty, LatePolicy, Mode, Noise, Scheduler, Timing, WhileLoading};
 use crate::model::Manifest;
 
 /// A property that takes effect at the next frame.
@@ -54,6 +54,15 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
                 .flags(glib::ParamFlags::READWRITE | CONTROLLED)
                 .build()
         };
+    let nanoseconds = |name: &str, nick: &str, blurb: &str, value| {
+        glib::ParamSpecInt64::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .minimum(-1)
+            .default_value(value)
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build()
+    };
     let switch = |name: &str, nick: &str, blurb: &str, value| {
         glib::ParamSpecBoolean::builder(name)
             .nick(nick)
@@ -233,9 +242,45 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             .blurb("Which time an output frame carries")
             .flags(glib::ParamFlags::READWRITE | LIVE)
             .build(),
+        count(
+            "pipeline-depth",
+            "Pipeline depth",
+            "Frames that may be computed while the pipeline goes on; each adds a frame of latency. 0: each frame is waited for. Not with timing=immediate",
+            0..=8,
+            default::PIPELINE_DEPTH,
+            AT_START,
+        ),
+        glib::ParamSpecEnum::builder_with_default("late-policy", LatePolicy::default())
+            .nick("Late frames")
+            .blurb("What becomes of frames that come too late: by max-lateness where the source is live, and by what the sink says where qos is on")
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
+        nanoseconds(
+            "max-lateness",
+            "Most lateness",
+            "With a live source, nanoseconds that a frame may come after its time without being late; -1: two frames",
+            default::MAX_LATENESS,
+        ),
+        nanoseconds(
+            "latency",
+            "Latency",
+            "Nanoseconds of latency to report to the pipeline; -1: the frames held back and the time measured for one",
+            default::LATENCY,
+        ),
+        glib::ParamSpecEnum::builder_with_default("while-loading", WhileLoading::default())
+            .nick("While loading")
+            .blurb("What becomes of frames that come before the model is loaded")
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
+        switch(
+            "bypass",
+            "Bypass",
+            "Whether frames pass as they are, not restyled; the model stays loaded",
+            default::BYPASS,
+        ),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); launched (on a GPU: how many frames as one graph); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped (by the similarity filter), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps; width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); launched (on a GPU: how many frames as one graph); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]
@@ -281,6 +326,12 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
         "width" => settings.width = get(value)?,
         "height" => settings.height = get(value)?,
         "timing" => settings.timing = get(value)?,
+        "pipeline-depth" => settings.pipeline_depth = get(value)?,
+        "late-policy" => settings.late_policy = get(value)?,
+        "max-lateness" => settings.max_lateness = get(value)?,
+        "latency" => settings.latency = get(value)?,
+        "while-loading" => settings.while_loading = get(value)?,
+        "bypass" => settings.bypass = get(value)?,
         _ => return Err("there is no such property".into()),
     }
     Ok(())
@@ -327,6 +378,12 @@ pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib:
         "width" => settings.width.to_value(),
         "height" => settings.height.to_value(),
         "timing" => settings.timing.to_value(),
+        "pipeline-depth" => settings.pipeline_depth.to_value(),
+        "late-policy" => settings.late_policy.to_value(),
+        "max-lateness" => settings.max_lateness.to_value(),
+        "latency" => settings.latency.to_value(),
+        "while-loading" => settings.while_loading.to_value(),
+        "bypass" => settings.bypass.to_value(),
         _ => return None,
     })
 }

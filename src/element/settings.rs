@@ -8,7 +8,7 @@ use crate::model::{ConsistencyMethod, Manifest};
 use crate::stream::schedule::spread_indices;
 use crate::stream::{self, CfgType, Guidance, Method, Similarity, Variation};
 
-use super::{Backend, Mode, Noise, Scheduler, Timing};
+use super::{Backend, LatePolicy, Mode, Noise, Scheduler, Timing, WhileLoading};
 
 /// Values for what neither the user nor the model folder says; those of the published pipeline where it has one.
 pub mod default {
@@ -29,6 +29,10 @@ pub mod default {
     pub const SIMILARITY_FILTER: bool = false;
     pub const SSF_THRESHOLD: f64 = 0.98;
     pub const SSF_MAX_SKIP: u32 = 10;
+    pub const PIPELINE_DEPTH: u32 = 0;
+    pub const MAX_LATENESS: i64 = -1;
+    pub const LATENCY: i64 = -1;
+    pub const BYPASS: bool = false;
 }
 
 /// The properties as set; `None` is "as the model folder says, else the general default".
@@ -62,6 +66,14 @@ pub struct Settings {
     pub width: u32,
     pub height: u32,
     pub timing: Timing,
+    pub pipeline_depth: u32,
+    pub late_policy: LatePolicy,
+    /// Nanoseconds, or -1: two frames.
+    pub max_lateness: i64,
+    /// Nanoseconds, or -1: as measured.
+    pub latency: i64,
+    pub while_loading: WhileLoading,
+    pub bypass: bool,
 }
 
 impl Default for Settings {
@@ -93,6 +105,12 @@ impl Default for Settings {
             width: 0,
             height: 0,
             timing: Timing::default(),
+            pipeline_depth: default::PIPELINE_DEPTH,
+            late_policy: LatePolicy::default(),
+            max_lateness: default::MAX_LATENESS,
+            latency: default::LATENCY,
+            while_loading: WhileLoading::default(),
+            bypass: default::BYPASS,
         }
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::Door;
-use super::runtime::host::Converters;
+use super::runtime::host::{Converters, Passage};
 use super::runtime::{Input, LoadedModel, Output, Picture};
 use super::settings::Settings;
 use super::timeline::Timeline;
-use super::worker::{Asker, Finished};
+use super::worker::{Asker, Finished, Pending, Restyled};
 use super::{CAT, Timing};
 use crate::error::Error;
 
@@ -20,22 +20,59 @@ pub(super) struct State {
     at_start: Settings,
     timing: Timing,
     pub(super) asker: Option<Asker>,
+    /// The model, once it has been asked for, until it is there.
+    pub(super) loading: Option<Pending<LoadedModel>>,
     pub(super) loaded: Option<LoadedModel>,
     video: Option<Video>,
     pub(super) timeline: Timeline,
+    /// Frames that the worker has and has not answered yet.
+    pub(super) under_way: VecDeque<UnderWay>,
+    /// What is complete and has not been pushed yet.
+    pub(super) outgoing: VecDeque<Outgoing>,
+    /// Whether a frame was left out since the last one that came in.
+    pub(super) left_out: bool,
+    /// Whether the base class will mark the next buffer that it is given as discontinuous.
+    pub(super) marks_discont: bool,
     /// The last properties that were sent to the worker, to share them while they don't change.
     sent: Option<Arc<Settings>>,
-    /// The picture that left last and its memory, which frames that share the picture share too.
-    pub(super) last: Option<(Picture, gst::Buffer)>,
+    /// What left last, for frames that show the same.
+    pub(super) last: Option<Last>,
     /// In immediate timing: pictures finished but not shown yet, and the one shown last.
     waiting: VecDeque<Picture>,
     last_shown: Option<Picture>,
+}
+
+/// A frame that the worker has.
+pub(super) struct UnderWay {
+    pub(super) answer: Pending<Restyled>,
+    pub(super) ticket: u64,
+    /// Whether a picture is shown for it at once.
+    pub(super) immediate: bool,
+    /// What was lent with it, until it has been answered.
+    #[cfg(feature = "cuda")]
+    pub(super) _loan: Option<super::runtime::cuda::Loan>,
+}
+
+/// Something that leaves.
+pub(super) enum Outgoing {
+    Frame(gst::Buffer),
+    Event(gst::Event),
+}
+
+/// What left last.
+pub(super) struct Last {
+    /// The picture, if it was a restyled one.
+    pub(super) picture: Option<Picture>,
+    /// Its memory, which frames that show the same share.
+    pub(super) memory: gst::Buffer,
 }
 
 /// What the caps say, and the conversions that follow from it.
 struct Video {
     input: gst_video::VideoInfo,
     output: gst_video::VideoInfo,
+    /// From one to the other, made when a frame passes as it is.
+    passage: Option<Passage>,
     /// Made at the first frame, when the model is known.
     conversion: Option<Conversion>,
 }
@@ -69,6 +106,11 @@ impl State {
         }
     }
 
+    /// Whether nothing waits to leave.
+    pub(super) fn is_empty(&self) -> bool {
+        self.timeline.is_empty() && self.outgoing.is_empty()
+    }
+
     /// The timing in force.
     pub(super) fn timing(&self) -> Timing {
         self.timing
@@ -90,8 +132,51 @@ impl State {
         self.video = Some(Video {
             input,
             output,
+            passage: None,
             conversion: None,
         });
+    }
+
+    /// How many frames the worker may have while the streaming thread goes on.
+    pub(super) fn depth(&self) -> usize {
+        match self.timing {
+            Timing::Content => self.at_start.pipeline_depth as usize,
+            Timing::Immediate => 0,
+        }
+    }
+
+    /// Whether there is, or will be when its turn comes, a picture to show again.
+    pub(super) fn can_repeat(&self) -> bool {
+        self.last.is_some() || self.timeline.has_frames()
+    }
+
+    /// Writes the input's frame in `pixels` into an output buffer.
+    pub(super) fn pass(
+        &mut self,
+        pixels: &gst::BufferRef,
+        output: &mut gst::BufferRef,
+    ) -> Result<(), Error> {
+        let Some(video) = &mut self.video else {
+            return Err(Error::engine("input", "a frame came before its caps"));
+        };
+        let passage = match &mut video.passage {
+            Some(passage) => passage,
+            none => none.insert(Passage::new(&video.input, &video.output)?),
+        };
+        passage.convert(pixels, output)
+    }
+
+    /// Forgets all that is under way, as a flush does; gives the events that had not left.
+    pub(super) fn clear(&mut self) -> Vec<gst::Event> {
+        self.under_way.clear();
+        self.left_out = false;
+        self.reset();
+        let complete = self.outgoing.drain(..);
+        let events = complete.filter_map(|outgoing| match outgoing {
+            Outgoing::Event(event) => Some(event),
+            Outgoing::Frame(_) => None,
+        });
+        events.chain(self.timeline.clear()).collect()
     }
 
     /// Forgets all pictures, here and in the worker's stream.

@@ -23,6 +23,9 @@ pub struct Stats {
     size: (usize, usize),
     counters: Counters,
     times: StageTimes,
+    dropped: u64,
+    repeated: u64,
+    passed: u64,
     output: u64,
     left_at: VecDeque<Instant>,
 }
@@ -66,6 +69,26 @@ impl Stats {
         self.left_at.push_back(Instant::now());
     }
 
+    /// Notes that a frame was left out because it was late.
+    pub fn frame_dropped(&mut self) {
+        self.dropped += 1;
+    }
+
+    /// Notes that a late frame was given the picture before it.
+    pub fn frame_repeated(&mut self) {
+        self.repeated += 1;
+    }
+
+    /// Notes that a frame passed as it was.
+    pub fn frame_passed(&mut self) {
+        self.passed += 1;
+    }
+
+    /// Frames that left, and frames left out.
+    pub fn processed_and_dropped(&self) -> (u64, u64) {
+        (self.output, self.dropped)
+    }
+
     /// The figures as the property shows them.
     pub fn structure(&self) -> gst::Structure {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -78,6 +101,9 @@ impl Stats {
         let mut stats = gst::Structure::builder("streamdiffusion-stats")
             .field("processed", self.counters.processed)
             .field("skipped", self.counters.skipped)
+            .field("dropped", self.dropped)
+            .field("repeated", self.repeated)
+            .field("passed", self.passed)
             .field("output", self.output)
             .field("fps", fps)
             .field("width", self.size.0 as u32)

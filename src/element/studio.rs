@@ -103,6 +103,7 @@ impl<R: Runtime> Studio<R> {
             ticket,
             settings,
             prime,
+            again,
         } = frame;
         let size = input.size()?;
         if input.is_gone() {
@@ -115,7 +116,7 @@ impl<R: Runtime> Studio<R> {
             _ => self.start(size, &settings)?,
         };
         self.apply(&mut running.stream, &settings, observer);
-        let shown = self.advance(&mut running, input, ticket, prime);
+        let shown = self.advance(&mut running, input, ticket, (prime, again));
         // Also after an error: the device may not have read its input yet.
         let finished = self.runtime.finish();
         let shown = shown?;
@@ -135,14 +136,17 @@ impl<R: Runtime> Studio<R> {
         running: &mut Running<R>,
         input: Input,
         ticket: u64,
-        prime: bool,
+        (prime, again): (bool, bool),
     ) -> Result<Vec<ShownBy<R>>> {
         let picture = self.runtime.import(input)?;
         if prime && !running.primed {
             running.stream.prime(&picture, &ticket)?;
             running.primed = true;
         }
-        running.stream.submit(picture, ticket)
+        match again {
+            true => running.stream.submit_again(picture, ticket),
+            false => running.stream.submit(picture, ticket),
+        }
     }
 
     /// Finishes all frames under way.

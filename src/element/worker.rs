@@ -30,6 +30,8 @@ pub struct Frame {
     pub settings: Arc<Settings>,
     /// Whether a stream that holds nothing is first filled with copies of this picture, so that one comes out at once.
     pub prime: bool,
+    /// Whether it shows what the frame before it showed.
+    pub again: bool,
 }
 
 /// A picture for one input frame.
@@ -101,6 +103,48 @@ pub enum Unanswered {
     Failed(Error),
     /// The worker has ended, which it only does after it has told its observer why.
     Gone,
+}
+
+/// An answer that is still to come.
+pub struct Pending<R> {
+    /// Another end for [`Interrupt`] to send through.
+    sender: mpsc::Sender<Answer<R>>,
+    answer: mpsc::Receiver<Answer<R>>,
+}
+
+impl<R: Send + 'static> Pending<R> {
+    /// Waits for it.
+    pub fn wait(self, interrupt: &Interrupt) -> std::result::Result<R, Unanswered> {
+        {
+            let mut waiting = interrupt.0.lock();
+            if waiting.flushing {
+                return Err(Unanswered::Flushing);
+            }
+            let sender = self.sender;
+            waiting.wake = Some(Box::new(move || {
+                let _ = sender.send(Answer::Interrupted);
+            }));
+        }
+        let answer = self.answer.recv().unwrap_or(Answer::Gone);
+        interrupt.0.lock().wake = None;
+        answer.into()
+    }
+
+    /// It, if it is there.
+    pub fn poll(&self) -> Option<std::result::Result<R, Unanswered>> {
+        self.answer.try_recv().ok().map(Answer::into)
+    }
+}
+
+impl<R> From<Answer<R>> for std::result::Result<R, Unanswered> {
+    fn from(answer: Answer<R>) -> Self {
+        match answer {
+            Answer::Done(Ok(result)) => Ok(result),
+            Answer::Done(Err(error)) => Err(Unanswered::Failed(error)),
+            Answer::Interrupted => Err(Unanswered::Flushing),
+            Answer::Gone => Err(Unanswered::Gone),
+        }
+    }
 }
 
 /// Ends waits for the worker from another thread.
@@ -198,8 +242,11 @@ impl Drop for Worker {
 pub struct Asker(mpsc::Sender<Job>);
 
 impl Asker {
-    /// Waits for the model.
-    pub fn model(&self, interrupt: &Interrupt) -> std::result::Result<LoadedModel, Unanswered> {
+    /// Asks for the model.
+    pub fn model(
+        &self,
+        interrupt: &Interrupt,
+    ) -> std::result::Result<Pending<LoadedModel>, Unanswered> {
         self.ask(interrupt, Job::Model)
     }
 
@@ -208,11 +255,11 @@ impl Asker {
         &self,
         interrupt: &Interrupt,
         frame: Frame,
-    ) -> std::result::Result<Restyled, Unanswered> {
+    ) -> std::result::Result<Pending<Restyled>, Unanswered> {
         self.ask(interrupt, |reply| Job::Frame(Box::new(frame), reply))
     }
 
-    /// Has a picture written into a frame.
+    /// Has a picture written into a frame, and waits for it.
     pub fn write(
         &self,
         interrupt: &Interrupt,
@@ -221,12 +268,13 @@ impl Asker {
     ) -> std::result::Result<gst::Buffer, Unanswered> {
         self.ask(interrupt, |reply| {
             Job::Write(picture, Box::new(output), reply)
-        })
+        })?
+        .wait(interrupt)
     }
 
-    /// Has all frames finished.
+    /// Has all frames finished, and waits for it.
     pub fn drain(&self, interrupt: &Interrupt) -> std::result::Result<Vec<Finished>, Unanswered> {
-        self.ask(interrupt, Job::Drain)
+        self.ask(interrupt, Job::Drain)?.wait(interrupt)
     }
 
     /// Has all frames forgotten, without waiting for it.
@@ -239,28 +287,14 @@ impl Asker {
         &self,
         interrupt: &Interrupt,
         job: impl FnOnce(Reply<R>) -> Job,
-    ) -> std::result::Result<R, Unanswered> {
+    ) -> std::result::Result<Pending<R>, Unanswered> {
+        if interrupt.0.lock().flushing {
+            return Err(Unanswered::Flushing);
+        }
         let (sender, answer) = mpsc::channel();
-        {
-            let mut waiting = interrupt.0.lock();
-            if waiting.flushing {
-                return Err(Unanswered::Flushing);
-            }
-            let sender = sender.clone();
-            waiting.wake = Some(Box::new(move || {
-                let _ = sender.send(Answer::Interrupted);
-            }));
-        }
         // A job that cannot be sent is dropped with the error, and so answers.
-        let _ = self.0.send(job(Reply(Some(sender))));
-        let answer = answer.recv().unwrap_or(Answer::Gone);
-        interrupt.0.lock().wake = None;
-        match answer {
-            Answer::Done(Ok(result)) => Ok(result),
-            Answer::Done(Err(error)) => Err(Unanswered::Failed(error)),
-            Answer::Interrupted => Err(Unanswered::Flushing),
-            Answer::Gone => Err(Unanswered::Gone),
-        }
+        let _ = self.0.send(job(Reply(Some(sender.clone()))));
+        Ok(Pending { sender, answer })
     }
 }
 

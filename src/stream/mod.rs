@@ -134,6 +134,10 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     filter: SimilarityFilter,
     /// Frames that wait for their group to be complete.
     group: Vec<(D::Tensor, T)>,
+    /// Whether one of these shows something new.
+    fresh: bool,
+    /// Whether what makes pictures of frames has changed since the last group entered.
+    changed: bool,
     /// Newest first.
     slots: VecDeque<Slot<D::Tensor, T>>,
     /// The group that entered last, as the similarity filter sees it.
@@ -181,6 +185,8 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             plan: Arc::new(Plan { steps, noise }),
             posterior,
             group: Vec::new(),
+            fresh: false,
+            changed: false,
             slots: VecDeque::new(),
             last_entered: None,
             last_left: Vec::new(),
@@ -208,16 +214,34 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         self.noises.set(settings.variation, settings.seed);
         self.plan = Arc::new(Plan { steps, noise });
         self.settings = settings.clone();
+        self.changed = true;
         Ok(())
     }
 
     /// Puts new prompts in force for all frames in flight and to come.
     pub fn set_conditioning(&mut self, conditioning: Conditioning<M>) {
         self.conditioning = conditioning;
+        self.changed = true;
     }
 
     /// Takes in one picture `[1, 3, H, W]` in [-1, 1]; gives the pictures that are ready, in the order of their frames.
     pub fn submit(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
+        self.fresh = true;
+        self.take_in(picture, tag)
+    }
+
+    /// Takes in a picture that is known to be the one before it once more. If that would give the same again, it is
+    /// skipped as the similarity filter skips, but without being compared and without chance.
+    pub fn submit_again(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
+        // In larger groups the one before is not the one whose picture it would share.
+        self.fresh |= self.frame_buffer_size > 1
+            || self.changed
+            || self.settings.variation != Variation::Fixed
+            || self.settings.mode != Mode::ImageToImage;
+        self.take_in(picture, tag)
+    }
+
+    fn take_in(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
         self.group.push((picture, tag));
         if self.group.len() < self.frame_buffer_size {
             return Ok(Vec::new());
@@ -257,6 +281,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     /// Forgets all frames, as after a seek. Settings and prompts stay.
     pub fn reset(&mut self) {
         self.group.clear();
+        self.fresh = false;
         self.slots.clear();
         self.last_entered = None;
         self.last_left.clear();
@@ -285,9 +310,10 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     }
 
     fn submit_group(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
+        let again = !std::mem::take(&mut self.fresh) && self.last_entered.is_some();
         let (pictures, tags) = self.take_group()?;
         let count = tags.len() as u64;
-        if self.resembles_last(&pictures)? {
+        if again || self.resembles_last(&pictures)? {
             self.counters.skipped += count;
             // The slot that entered last is the newest one, if it is still in flight at all.
             match self.slots.front_mut() {
@@ -345,6 +371,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             progress: Progress::Noisy { x, step: 0 },
             shown_for: vec![tags],
         });
+        self.changed = false;
         // Frames that are restyled have nothing in common with those drawn from noise.
         self.last_entered = (self.settings.mode == Mode::ImageToImage).then_some(pictures);
         Ok(())

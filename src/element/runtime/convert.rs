@@ -21,6 +21,36 @@ pub struct Exporter {
     rgb: Rgb,
 }
 
+/// Conversion of input frames to output frames.
+pub struct Passage {
+    converter: gst_video::VideoConverter,
+    input: VideoInfo,
+    output: VideoInfo,
+}
+
+impl Passage {
+    /// From frames of `input` to frames of `output`.
+    pub fn new(input: &VideoInfo, output: &VideoInfo) -> Result<Self, Error> {
+        Ok(Self {
+            converter: gst_video::VideoConverter::new(input, output, None)?,
+            input: input.clone(),
+            output: output.clone(),
+        })
+    }
+
+    /// Writes the frame in `input` into `output`, honouring their video metas.
+    pub fn convert(
+        &mut self,
+        input: &gst::BufferRef,
+        output: &mut gst::BufferRef,
+    ) -> Result<(), Error> {
+        let input = VideoFrameRef::from_buffer_ref_readable(input, &self.input)?;
+        let mut output = VideoFrameRef::from_buffer_ref_writable(output, &self.output)?;
+        self.converter.frame_ref(&input, &mut output);
+        Ok(())
+    }
+}
+
 /// One frame of 8-bit RGB at processing size, the form between video and tensor.
 struct Rgb {
     info: VideoInfo,

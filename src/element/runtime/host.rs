@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::convert::{Exporter, Importer};
+use super::convert::{self, Exporter, Importer};
 use super::{Input, LoadedModel, Output, Picture, Runtime, foreign};
 use crate::device::{Host, HostTensor};
 use crate::engine::onnxruntime::OnnxModel;
@@ -93,5 +93,24 @@ impl Converters {
         self.exporter
             .export(picture, output)
             .map_err(|err| Error::engine("output", err.to_string()))
+    }
+}
+
+/// Conversion of input frames straight to output frames, also where these are in a GPU's memory: libgstvideo maps them.
+pub struct Passage(convert::Passage);
+
+impl Passage {
+    /// From frames of `input` to frames of `output`.
+    pub fn new(input: &gst_video::VideoInfo, output: &gst_video::VideoInfo) -> Result<Self> {
+        convert::Passage::new(input, output)
+            .map(Self)
+            .map_err(|err| Error::engine("video converter", err.to_string()))
+    }
+
+    /// Writes the frame `input` into `output`.
+    pub fn convert(&mut self, input: &gst::BufferRef, output: &mut gst::BufferRef) -> Result<()> {
+        self.0
+            .convert(input, output)
+            .map_err(|err| Error::engine("video converter", err.to_string()))
     }
 }
