@@ -1,4 +1,4 @@
-//! A flush and a stop while the model loads. Alone in its program, because the environment and the library belong to the
+//! What happens while the model loads: frames wait or pass, a flush and a stop end the wait. Alone in its program, because the environment and the library belong to the
 //! whole process.
 
 mod common;
@@ -55,7 +55,7 @@ fn slow_library(folder: &Folder, pipe: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_flush_and_a_stop_end_the_wait_for_the_model() {
+fn while_the_model_loads_frames_pass_or_wait_until_a_flush_or_a_stop() {
     let rig = Rig::new(&[], Neighbours::default());
     let real = std::env::var_os("ORT_DYLIB_PATH");
     let folder = Folder::new();
@@ -82,6 +82,14 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 
+    set(&rig.element, &[("while-loading", "passthrough")]);
+    rig.push_frames(0..3);
+    for (k, shown) in (0..).zip(rig.pictures()) {
+        assert_eq!(shown, picture(k), "frame {k}");
+    }
+    assert_eq!(stat(&rig.element, "passed"), 3);
+    set(&rig.element, &[("while-loading", "block")]);
+
     for _ in 0..3 {
         let pushing = push(&rig);
         assert!(rig.event(gst::event::FlushStart::new()));
@@ -90,7 +98,7 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
         assert!(rig.segment());
     }
     // Properties and latency can be asked for meanwhile.
-    assert_eq!(stat(&rig.element, "output"), 0);
+    assert_eq!(stat(&rig.element, "output"), 3);
     assert!(rig.sink.peer_query(&mut gst::query::Latency::new()));
     set(&rig.element, &[("prompt", "another")]);
 
@@ -114,5 +122,24 @@ fn a_flush_and_a_stop_end_the_wait_for_the_model() {
     rig.push_frames(0..3);
     rig.end();
     assert_eq!(rig.frames().len(), 3);
+    assert!(rig.errors().is_empty());
+
+    // Frames pass until the model is there, then they are restyled.
+    rig.stop();
+    set(&rig.element, &[("while-loading", "passthrough")]);
+    rig.play(&rgb());
+    let mut pushed = 0;
+    wait_until("frames are restyled", || {
+        rig.push(frame(pushed));
+        pushed += 1;
+        stat(&rig.element, "processed") > 1
+    });
+    rig.end();
+    let shown = rig.pictures();
+    assert_eq!(shown.len() as u64, pushed);
+    let passed = stat(&rig.element, "passed");
+    for (k, shown) in (0..).zip(&shown) {
+        assert_eq!(*shown == picture(k), k < passed, "frame {k} of {pushed}");
+    }
     assert!(rig.errors().is_empty());
 }

@@ -52,6 +52,123 @@ fn latency_is_frames_held_back_plus_processing_on_top_of_upstream() {
     }
 }
 
+/// Frames that the worker still has are held back as those in the stream are, and nothing else changes.
+#[test]
+fn a_deeper_pipeline_gives_the_same_frames_later() {
+    let upstream = gst::ClockTime::from_mseconds(20);
+    for (steps, group, held) in [("35", "1", 0), ("32,45", "1", 1), ("32,45", "2", 3)] {
+        let mut expected: Option<Vec<Vec<u8>>> = None;
+        for depth in ["0", "1", "2", "8"] {
+            let settings = [
+                ("t-index-list", steps),
+                ("frame-buffer-size", group),
+                ("pipeline-depth", depth),
+            ];
+            let live = Neighbours {
+                latency: Some(upstream),
+                ..Default::default()
+            };
+            let rig = Rig::new(&settings, live);
+            rig.play(&rgb());
+            // The test's frames come as fast as they can.
+            set(&rig.element, &[("late-policy", "none")]);
+            rig.push_frames(0..5);
+            let least = 5 - (held + depth.parse::<usize>().unwrap() + 1).min(5);
+            let left = rig
+                .names()
+                .iter()
+                .filter(|name| name.parse::<u64>().is_ok())
+                .count();
+            assert!(left >= least, "{settings:?}: {left}");
+            rig.push_frames(5..16);
+            let (_, _, max) = latency(&rig);
+            let held = held as u64 + depth.parse::<u64>().unwrap();
+            assert_eq!(max, Some(upstream + time(held)), "{settings:?}");
+            rig.end();
+            rig.take();
+
+            rig.stop();
+            rig.play(&rgb());
+            for k in 0..9 {
+                rig.push(frame(k));
+                assert!(rig.event(gst::event::CustomDownstream::new(
+                    gst::Structure::builder("after").field("frame", k).build()
+                )));
+            }
+            rig.end();
+            let names: Vec<_> = rig.take();
+            let mut shown = Vec::new();
+            let mut events = 0;
+            for item in names {
+                match item {
+                    Item::Frame(buffer) => {
+                        assert_eq!(buffer.pts(), Some(time(shown.len() as u64)));
+                        shown.push(pixels(&buffer, &rig.output_caps()));
+                    }
+                    Item::Event(event) if event.type_() == gst::EventType::CustomDownstream => {
+                        events += 1;
+                        assert_eq!(shown.len(), events, "{settings:?}");
+                    }
+                    Item::Event(_) => {}
+                }
+            }
+            assert_eq!((shown.len(), events), (9, 9), "{settings:?}");
+            for (k, (shown, expected)) in shown.iter().zip(expected.iter().flatten()).enumerate() {
+                same(shown, expected, &format!("frame {k} of {settings:?}"));
+            }
+            expected.get_or_insert(shown);
+        }
+    }
+}
+
+#[test]
+fn immediate_waits_for_each_frame_however_deep_the_pipeline() {
+    let rig = Rig::playing(&[("pipeline-depth", "4"), IMMEDIATE], &rgb());
+    for k in 0..4 {
+        rig.push(frame(k));
+        assert_eq!(rig.frames().len(), 1);
+    }
+    assert_eq!(latency(&rig).2, None);
+}
+
+#[test]
+fn a_deeper_pipeline_forgets_its_frames_in_a_flush() {
+    let rig = Rig::playing(&[("pipeline-depth", "3"), ("t-index-list", "35")], &rgb());
+    rig.push_frames(0..6);
+    rig.take();
+    assert!(rig.event(gst::event::FlushStart::new()));
+    assert!(rig.event(gst::event::FlushStop::new(true)));
+    assert!(rig.segment());
+    rig.push_frames(20..24);
+    rig.end();
+    let frames: Vec<_> = rig.frames().iter().map(|frame| frame.pts()).collect();
+    assert_eq!(frames, (20..24).map(|k| Some(time(k))).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_pinned_latency_is_what_is_told() {
+    let upstream = gst::ClockTime::from_mseconds(20);
+    let pinned = gst::ClockTime::from_mseconds(700);
+    let nanoseconds = pinned.nseconds().to_string();
+    let live = Neighbours {
+        latency: Some(upstream),
+        ..Default::default()
+    };
+    let rig = Rig::new(&[("latency", &nanoseconds), ("late-policy", "none")], live);
+    rig.play(&rgb());
+    assert_eq!(latency(&rig).1, upstream + pinned);
+    rig.messages(&[gst::MessageType::Latency]);
+    rig.push_frames(0..12);
+    assert_eq!(latency(&rig).1, upstream + pinned);
+    assert!(rig.messages(&[gst::MessageType::Latency]).is_empty());
+    set(&rig.element, &[("latency", "-1")]);
+    assert_eq!(rig.messages(&[gst::MessageType::Latency]).len(), 1);
+    assert!(latency(&rig).1 < upstream + pinned);
+    set(&rig.element, &[("latency", "0")]);
+    assert_eq!(rig.messages(&[gst::MessageType::Latency]).len(), 1);
+    assert_eq!(latency(&rig).1, upstream);
+}
+
 #[test]
 fn a_live_change_of_the_steps_tells_the_new_latency() {
     let rig = Rig::playing(&[("t-index-list", "35")], &rgb());

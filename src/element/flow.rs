@@ -167,10 +167,18 @@ impl StreamDiffusion {
 
     /// Tells the pipeline when the latency has changed enough.
     fn tell_latency(&self, held_back: usize, took: std::time::Duration) {
-        let announced = {
+        let (announced, short) = {
             let mut latency = self.latency.lock();
-            latency.update(held_back, took).then(|| latency.announce())
+            let announced = latency.update(held_back, took).then(|| latency.announce());
+            (announced, latency.too_little_pinned())
         };
+        if let Some(known) = short {
+            gst::warning!(
+                CAT,
+                imp = self,
+                "The latency property is set to less than it takes, which is {known}"
+            );
+        }
         if let Some(announced) = announced {
             self.post_latency(announced);
         }

@@ -26,12 +26,15 @@ pub struct Latency {
     announced: ClockTime,
     /// What is told instead of what is known.
     pinned: Option<ClockTime>,
+    /// Whether it has been said that this is too little.
+    warned: bool,
 }
 
 impl Latency {
     /// Has this told instead of what is known, or that again. Whether the pipeline must be told.
     pub fn pin(&mut self, latency: Option<ClockTime>) -> bool {
         self.pinned = latency;
+        self.warned = false;
         self.own() != self.announced
     }
 
@@ -96,8 +99,16 @@ impl Latency {
         self.pinned.unwrap_or_else(|| self.known())
     }
 
+    /// What it comes to, if less has been pinned and that has not been said yet.
+    pub fn too_little_pinned(&mut self) -> Option<ClockTime> {
+        let known = self.known();
+        let short = self.pinned.is_some_and(|pinned| pinned < known) && !self.warned;
+        self.warned |= short;
+        short.then_some(known)
+    }
+
     /// What it comes to, whatever is told.
-    pub fn known(&self) -> ClockTime {
+    fn known(&self) -> ClockTime {
         self.duration().max(self.processing) * self.held_back as u64 + self.processing
     }
 
@@ -140,6 +151,22 @@ mod tests {
             latency.see(Some(ClockTime::from_mseconds(300 + 40 * i + i % 4)));
             assert!(!latency.update(3, Duration::ZERO), "jitter");
         }
+    }
+
+    #[test]
+    fn a_pinned_latency_that_is_too_little_is_said_once() {
+        let mut latency = Latency::default();
+        assert!(latency.pin(Some(ClockTime::from_mseconds(50))));
+        assert_eq!(latency.announce(), ClockTime::from_mseconds(50));
+        assert_eq!(latency.too_little_pinned(), None);
+        (0..10).for_each(|_| drop(latency.update(0, MS * 100)));
+        assert_eq!(latency.own(), ClockTime::from_mseconds(50));
+        let known = Some(ClockTime::from_mseconds(105));
+        assert_eq!(latency.too_little_pinned(), known);
+        assert_eq!(latency.too_little_pinned(), None);
+        assert!(latency.pin(None));
+        assert_eq!(Some(latency.announce()), known);
+        assert_eq!(latency.too_little_pinned(), None);
     }
 
     #[test]

@@ -526,7 +526,7 @@ pub fn tool(program: &str, folder: &Folder, plugins: &[&str]) -> Command {
 
 /// Waits for what must come true.
 #[track_caller]
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition() {
         assert!(
