@@ -933,6 +933,90 @@ fn bench_compares_in_turns() {
     assert!(report.contains("Peak memory"), "{report}");
 }
 
+/// What nvidia-smi tells is averaged over the time that is measured; here it is a script that tells always the same.
+#[cfg(unix)]
+#[test]
+fn bench_asks_for_the_power() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new();
+    let model = parity_text();
+    let bin = folder.file("bin");
+    fs::create_dir(&bin).unwrap();
+    let said = folder.file("said");
+    let bench = |extra: &[&str], script: &str| {
+        let fake = bin.join("nvidia-smi");
+        fs::write(&fake, script).unwrap();
+        fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+        let args = [
+            "bench", &model, "--size", "64x64", "--frames", "8", "--warmup", "1", "--power",
+        ];
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let output = program(&folder, &[&args[..], extra].concat())
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.success(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >{}\nwhile echo '200.0, 50, 4000'; do sleep 0.02; done\n",
+        said.display()
+    );
+    let still = [
+        "--still",
+        "--rate",
+        "40",
+        "--json",
+        "--set",
+        "similarity-filter=true",
+        "--set",
+        "device-id=0",
+    ];
+    let (worked, json, errors) = bench(&still, &script);
+    assert!(worked, "{errors}");
+    let found: Value = serde_json::from_str(&json).unwrap();
+    let result = &found["results"][0];
+    let number = |key: &str| result["gpu"][key].as_f64().unwrap();
+    for (key, expected) in [
+        ("power_w", 200.0),
+        ("use_percent", 50.0),
+        ("memory_mib", 4000.0),
+    ] {
+        assert!((number(key) - expected).abs() < 1e-6, "{json}");
+    }
+    // 8 frames at 40 a second: the last comes after 175 ms, and none sooner than its time.
+    let energy = number("energy_per_frame_j");
+    assert!(energy >= 200.0 * 0.175 / 8.0, "{json}");
+    assert!(result["skipped"].as_u64().unwrap() > 0, "{json}");
+    assert!(fs::read_to_string(&said).unwrap().contains("--id=0"));
+    assert!(result["outside_ms"].as_f64().unwrap() >= 0.0);
+    let (worked, report, errors) = bench(&[], &script);
+    assert!(worked, "{errors}");
+    assert!(
+        report.contains("200.0 W") && report.contains("50 % in use"),
+        "{report}"
+    );
+
+    let (worked, _, errors) = bench(&[], "#!/bin/sh\necho 'No devices were found'\n");
+    assert!(
+        !worked && errors.contains("nvidia-smi says nothing"),
+        "{errors}"
+    );
+    let bare = program(&folder, &["bench", &model, "--power"])
+        .env("PATH", folder.path())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&bare.stderr).into_owned();
+    assert!(
+        !bare.status.success() && errors.contains("driver"),
+        "{errors}"
+    );
+}
+
 /// Paths of pictures and models may be anything a file system takes.
 #[cfg(unix)]
 #[test]

@@ -9,6 +9,7 @@ use gststreamdiffusion::model::ModelFolder;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::gauge::{Gauge, Reading};
 use crate::interrupt;
 use crate::player::{Player, own_size};
 use crate::printing::{bytes, print, shown};
@@ -23,7 +24,8 @@ Examples:
   streamdiffusion bench
   streamdiffusion bench models/sd-turbo --size 512x512 --frames 20 --set steps=1
   streamdiffusion bench --compare cfg-type=none,full
-  streamdiffusion bench --compare 't-index-list=32,45|20,30,40'";
+  streamdiffusion bench --compare 't-index-list=32,45|20,30,40'
+  streamdiffusion bench models/sd-turbo --compare similarity-filter=false,true --still --rate 30 --power";
 
 /// Measure how fast a model runs on this machine.
 ///
@@ -53,9 +55,26 @@ pub struct Args {
     /// Measure these values of a property in turns; | between values that have commas themselves
     #[arg(long, value_name = "PROPERTY=A,B", value_parser = Setting::parse)]
     compare: Option<Setting>,
+    /// Let all frames show the same picture, instead of a moving one
+    #[arg(long)]
+    still: bool,
+    /// Let so many frames come in a second, instead of as many as are taken
+    #[arg(long, value_name = "FPS", value_parser = rate)]
+    rate: Option<f64>,
+    /// Ask nvidia-smi what the GPU draws and does meanwhile (that of device-id, else the first)
+    #[arg(long)]
+    power: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// A number of frames in a second.
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|rate| (0.01..=10_000.0).contains(rate))
+        .ok_or_else(|| "expected frames in a second, 0.01 to 10000".into())
 }
 
 /// An element with its settings, ready to be measured.
@@ -63,6 +82,9 @@ struct Lane {
     player: Player,
     size: (u32, u32),
     next: u64,
+    still: bool,
+    /// Time from one frame to the next, if they don't come as fast as they are taken.
+    pace: Option<Duration>,
     /// Frames that go through the model together.
     group: usize,
     loading: Duration,
@@ -73,6 +95,9 @@ struct Lane {
 struct Round {
     /// Time of each frame, or of each group over its frames.
     times: Vec<Duration>,
+    /// From first to last, waits between frames included.
+    took: Duration,
+    gpu: Option<Reading>,
 }
 
 impl Round {
@@ -101,6 +126,7 @@ pub fn bench(args: &Args) -> Result<ExitCode, Failure> {
     let total = values.len() * (args.warmup as usize + rounds * frames);
     let mut progress = Progress::new(total as u64);
     progress.show(0, "loading");
+    let gauge = args.power.then(|| Gauge::new(gpu(args))).transpose()?;
     let mut lanes = Vec::new();
     for value in &values {
         let mut lane = Lane::new(args, value.as_ref())?;
@@ -112,9 +138,12 @@ pub fn bench(args: &Args) -> Result<ExitCode, Failure> {
     for _ in 0..rounds {
         // In turns, so that what else the machine does hits all of them alike.
         for (lane, measured) in lanes.iter_mut().zip(&mut measured) {
-            measured.push(lane.measure(frames, &mut |n| {
+            let start = Instant::now();
+            let mut round = lane.measure(frames, &mut |n| {
                 progress.show((done + n) as u64, "measuring")
-            })?);
+            })?;
+            round.gpu = gauge.as_ref().map(|gauge| gauge.since(start));
+            measured.push(round);
             done += frames;
         }
     }
@@ -130,6 +159,12 @@ pub fn bench(args: &Args) -> Result<ExitCode, Failure> {
         false => report(args, &results, &measured),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The GPU that is asked about.
+fn gpu(args: &Args) -> usize {
+    let set = args.set.iter().rev().find(|s| s.name == "device-id");
+    set.and_then(|s| s.value.parse().ok()).unwrap_or(0)
 }
 
 fn model(args: &Args) -> Option<&Path> {
@@ -176,6 +211,8 @@ impl Lane {
             player,
             size,
             next: 0,
+            still: args.still,
+            pace: args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             group,
             loading: Duration::ZERO,
             first_frame: Duration::ZERO,
@@ -225,7 +262,8 @@ impl Lane {
 
     /// Pushes the next frame; how long the element took for it.
     fn push(&mut self) -> Result<Duration, Failure> {
-        let mut buffer = gst::Buffer::from_mut_slice(pattern(self.size, self.next));
+        let mut buffer =
+            gst::Buffer::from_mut_slice(pattern(self.size, if self.still { 0 } else { self.next }));
         if let Some(buffer) = buffer.get_mut() {
             buffer.set_pts(gst::ClockTime::from_useconds(self.next * 33_333));
             buffer.set_duration(gst::ClockTime::from_useconds(33_333));
@@ -238,17 +276,26 @@ impl Lane {
 
     fn measure(&mut self, frames: usize, tell: &mut dyn FnMut(usize)) -> Result<Round, Failure> {
         let mut times = Vec::new();
+        let (start, mut pushed) = (Instant::now(), 0);
         // Whole groups: the last frame of a group has the work of all of them.
         for n in 0..frames.div_ceil(self.group) {
             let mut time = Duration::ZERO;
             for _ in 0..self.group {
+                if let Some(pace) = self.pace {
+                    std::thread::sleep((pace * pushed).saturating_sub(start.elapsed()));
+                }
                 time += self.push()?;
+                pushed += 1;
             }
             self.player.take();
             times.push(time / self.group as u32);
             tell(((n + 1) * self.group).min(frames));
         }
-        Ok(Round { times })
+        Ok(Round {
+            times,
+            took: start.elapsed(),
+            gpu: None,
+        })
     }
 
     fn result(&self, args: &Args, compared: Option<&Setting>, rounds: &[Round]) -> Value {
@@ -263,11 +310,15 @@ impl Lane {
             .collect();
         times.sort_unstable();
         let mut rates: Vec<f64> = rounds.iter().map(Round::fps).collect();
+        let p50 = |name: &str| number(&format!("{name}-ms-p50"));
+        // Of a group, what one frame has of it.
+        let engines = (p50("encode") + p50("denoise") + p50("decode")) / self.group as f64;
+        let middle = ms(quantile(&times, 0.5));
         let settings: serde_json::Map<String, Value> = settings(args, compared)
             .into_iter()
             .map(|setting| (setting.name, json!(setting.value)))
             .collect();
-        json!({
+        let mut result = json!({
             "model": text("model"),
             "backend": text("backend"),
             "device": text("device"),
@@ -283,9 +334,33 @@ impl Lane {
             "encode_ms": stage("encode"),
             "denoise_ms": stage("denoise"),
             "decode_ms": stage("decode"),
-            "frame_ms": {"p50": ms(quantile(&times, 0.5)), "p95": ms(quantile(&times, 0.95))},
+            "frame_ms": {"p50": middle, "p95": ms(quantile(&times, 0.95))},
+            "outside_ms": (middle - engines).max(0.0),
             "fps": median(&mut rates),
-        })
+        });
+        let readings: Vec<_> = rounds.iter().filter_map(|r| Some((r, r.gpu?))).collect();
+        if !readings.is_empty() {
+            let took: f64 = readings.iter().map(|(r, _)| r.took.as_secs_f64()).sum();
+            // Over time: a round that took longer counts more.
+            let mean = |of: fn(&Reading) -> f64| {
+                let sum = readings
+                    .iter()
+                    .map(|(r, gpu)| of(gpu) * r.took.as_secs_f64());
+                sum.sum::<f64>() / took
+            };
+            let frames: usize = readings
+                .iter()
+                .map(|(r, _)| r.times.len() * self.group)
+                .sum();
+            let power = mean(|gpu| gpu.power);
+            result["gpu"] = json!({
+                "power_w": power,
+                "energy_per_frame_j": power * took / frames as f64,
+                "use_percent": mean(|gpu| gpu.busy),
+                "memory_mib": mean(|gpu| gpu.memory),
+            });
+        }
+        result
     }
 }
 
@@ -409,6 +484,25 @@ fn report(args: &Args, results: &[Value], measured: &[Vec<Round>]) -> String {
             let times = &result[key];
             let (p50, p95) = (number(&times["p50"]), number(&times["p95"]));
             row(name, format!("{p50:8.2} ms p50 {p95:9.2} ms p95"));
+        }
+        row(
+            "outside",
+            format!(
+                "{:8.2} ms of a frame is not the networks'",
+                number(&result["outside_ms"])
+            ),
+        );
+        if let Some(gpu) = result.get("gpu") {
+            row(
+                "GPU",
+                format!(
+                    "{:.1} W, {:.3} J a frame, {:.0} % in use, {:.0} MiB",
+                    number(&gpu["power_w"]),
+                    number(&gpu["energy_per_frame_j"]),
+                    number(&gpu["use_percent"]),
+                    number(&gpu["memory_mib"])
+                ),
+            );
         }
         if result["launched"] != "" {
             row("launched", word(&result["launched"]));

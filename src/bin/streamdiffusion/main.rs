@@ -10,6 +10,7 @@ mod build;
 #[cfg(feature = "tensorrt")]
 mod engines;
 mod failure;
+mod gauge;
 mod inspect;
 mod interrupt;
 #[cfg(feature = "tensorrt")]
