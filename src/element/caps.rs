@@ -1,5 +1,6 @@
 //! Which video the element takes and gives, and how one decides the other.
 
+use gst::prelude::*;
 use gst_video::{VideoFormat, VideoFormatFlags, VideoFormatInfo};
 
 /// Formats in order of preference where nothing else decides: RGB first, which is what the model sees.
@@ -279,6 +280,11 @@ pub fn video_info(caps: &gst::Caps) -> Option<gst_video::VideoInfo> {
         .structure_mut(0)?
         .remove_field("interlace-mode");
     gst_video::VideoInfo::from_caps(&caps).ok()
+}
+
+/// The layout of the frames that go through `pad` now, if it has caps.
+pub fn pad_info(pad: &gst::Pad) -> Option<gst_video::VideoInfo> {
+    video_info(&pad.current_caps()?)
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ impl StreamDiffusion {
             self.drain()?;
             self.state.lock().switch_timing(settings.timing);
         }
+        self.heed_jump(&input)?;
         self.latency.lock().see(input.pts());
         let fate = self.fate(&input, &settings)?;
         if fate == Fate::Drop {

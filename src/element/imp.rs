@@ -19,7 +19,7 @@ use super::state::State;
 use super::stats::Stats;
 use super::venue::Venue;
 use super::worker::{Interrupt, Observer, Worker};
-use super::{CAT, caps, errors, model_path, properties};
+use super::{CAT, caps, errors, metas, model_path, navigation, properties};
 use crate::error::Error;
 use crate::model::Manifest;
 
@@ -305,17 +305,18 @@ impl BaseTransformImpl for StreamDiffusion {
         self.parent_decide_allocation(query)
     }
 
-    /// What belongs to the picture's content or time stays with it; what is about its memory, size or colours does not.
     fn transform_meta<'a>(
         &self,
         outbuf: &mut gst::BufferRef,
         meta: gst::MetaRef<'a, gst::Meta>,
         inbuf: &'a gst::BufferRef,
     ) -> bool {
-        if meta.tags().iter().all(|tag| tag == "video") {
-            return true;
+        let element = self.obj();
+        match metas::pass_on(&meta, outbuf, element.sink_pad(), element.src_pad()) {
+            metas::Passed::Copy => true,
+            metas::Passed::Done => false,
+            metas::Passed::Foreign => self.parent_transform_meta(outbuf, meta, inbuf),
         }
-        self.parent_transform_meta(outbuf, meta, inbuf)
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
@@ -384,6 +385,11 @@ impl BaseTransformImpl for StreamDiffusion {
                 }
                 self.obj().sink_pad().push_event(event)
             }
+            EventView::Navigation(_) => {
+                let element = self.obj();
+                let (sink, src) = (element.sink_pad(), element.src_pad());
+                self.parent_src_event(navigation::upstream(event, sink, src))
+            }
             EventView::Latency(_) => {
                 // The pipeline has changed; upstream is asked again.
                 self.lateness.lock().upstream = Upstream::Unknown;
@@ -426,6 +432,7 @@ impl BaseTransformImpl for StreamDiffusion {
                 self.obj().src_pad().push(buffer)?;
             }
             let Some(input) = self.take_queued_buffer() else {
+                self.state.lock().continuity.rest(std::time::Instant::now());
                 return Ok(GenerateOutputSuccess::NoOutput);
             };
             self.accept(input)?;

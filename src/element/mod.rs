@@ -9,6 +9,7 @@ pub use model_path::bundled as bundled_model;
 
 mod caps;
 mod choice;
+mod continuity;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod enums;
@@ -20,7 +21,9 @@ mod latency;
 mod lateness;
 #[cfg(feature = "cuda")]
 mod layout;
+mod metas;
 mod model_path;
+mod navigation;
 mod prompts;
 mod properties;
 mod runtime;

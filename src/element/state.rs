@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::continuity::Continuity;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::Door;
 use super::runtime::host::{Converters, Passage};
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) left_out: bool,
     /// Whether the base class will mark the next buffer that it is given as discontinuous.
     pub(super) marks_discont: bool,
+    /// Whether frames follow one another in time.
+    pub(super) continuity: Continuity,
     /// The last properties that were sent to the worker, to share them while they don't change.
     sent: Option<Arc<Settings>>,
     /// What left last, for frames that show the same.
@@ -184,6 +187,7 @@ impl State {
         self.waiting.clear();
         self.last_shown = None;
         self.last = None;
+        self.continuity.forget();
         if let Some(asker) = &self.asker {
             asker.reset();
         }
