@@ -13,6 +13,7 @@ mod failure;
 mod gauge;
 mod inspect;
 mod interrupt;
+mod manual;
 #[cfg(feature = "tensorrt")]
 mod memory;
 mod pictures;
@@ -25,7 +26,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use failure::Failure;
 
@@ -38,6 +39,7 @@ Examples:
   streamdiffusion bench models/sd-turbo --size 512x512 --compare steps=1,2
   streamdiffusion build models/sd-turbo --size 512x512
   streamdiffusion engines list
+  streamdiffusion manual run | man -l -
 
 Without a FOLDER, the bundled demo model is used. The exit status is 0 when all went well, 1 when something failed,
 2 when the command line was wrong.";
@@ -66,6 +68,8 @@ enum Command {
     #[cfg(not(feature = "tensorrt"))]
     #[command(alias = "engines")]
     Build(Absent),
+    Manual(manual::Args),
+    Completions(manual::Completions),
 }
 
 /// Whatever was typed after the name of a command that is not there.
@@ -90,6 +94,12 @@ fn main() -> ExitCode {
         Command::Build(_) => Err(Failure::usage(
             "this program was built without TensorRT; \"cargo build --release --features tensorrt\" builds one with it",
         )),
+        Command::Manual(args) => {
+            manual::manual(args, Cli::command(), EXAMPLES).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Completions(args) => {
+            manual::completions(args, Cli::command()).map(|()| ExitCode::SUCCESS)
+        }
     };
     match result {
         Ok(code) => code,
