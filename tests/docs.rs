@@ -38,6 +38,12 @@ fn row(spec: &glib::ParamSpec) -> String {
             (least, most) => format!("{least}…{most}"),
         };
         (range, spec.default_value().to_string())
+    } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecInt64>() {
+        let range = match (spec.minimum(), spec.maximum()) {
+            (least, i64::MAX) => format!("{least}…"),
+            (least, most) => format!("{least}…{most}"),
+        };
+        (range, spec.default_value().to_string())
     } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecDouble>() {
         (
             format!("{}…{}", spec.minimum(), spec.maximum()),
