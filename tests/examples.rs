@@ -183,6 +183,14 @@ fn every_python_example_has_help() {
     }
 }
 
+#[test]
+fn the_web_page_works_in_a_browser() {
+    let mut command = python();
+    let mut tests = Process::start(command.arg(root().join("tests/examples/test_web.py")).arg("-v"));
+    assert!(tests.finish().success(), "{}", tests.told());
+    assert!(tests.count("Ran 5 tests") == 1, "{}", tests.told());
+}
+
 /// All pictures of an H.264 stream: RGB of 128x128.
 fn decoded(stream: &str) -> Vec<Vec<u8>> {
     let watch = Watch::new(stream);
