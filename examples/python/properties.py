@@ -5,8 +5,6 @@ PyGObject clamps nothing and only prints a warning for a value that is out of ra
 the property and what was expected.
 """
 
-import math
-
 import gi
 
 gi.require_version("Gst", "1.0")
@@ -57,7 +55,8 @@ class Property:
         elif self.kind in ("int", "float"):
             numbers = int if self.kind == "int" else (int, float)
             valid = isinstance(value, numbers) and not isinstance(value, bool)
-            valid = valid and math.isfinite(value) and self.minimum <= value <= self.maximum
+            # (Whole numbers may be too long for a float; comparing them is exact. Comparisons with NaN are false.)
+            valid = valid and self.minimum <= value <= self.maximum
         elif self.kind == "text":
             valid = value is None or (isinstance(value, str) and "\0" not in value)
             # Lone halves of a surrogate pair, which JSON can hold, are no text.

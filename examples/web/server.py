@@ -133,12 +133,13 @@ class Video:
             uri = uri or Gst.filename_to_uri(os.path.abspath(arguments.input))
         self.is_file = uri is not None and uri.startswith("file:")
         width, height = arguments.size
-        # Files keep their own pace; of what is live, the newest picture counts.
+        # Files keep their own pace if the machine can; of what is live, the newest picture counts.
+        queue = "queue" if self.is_file else "queue leaky=downstream max-size-buffers=1"
         sync = "true" if self.is_file else "false"
         self.pipeline = Gst.parse_launch(
             f"{source} ! videoconvert ! videoscale add-borders=true"
             f" ! video/x-raw,width={width},height={height},pixel-aspect-ratio=1/1"
-            " ! queue leaky=downstream max-size-buffers=1 ! streamdiffusion name=style ! queue ! videoconvert"
+            f" ! {queue} ! streamdiffusion name=style ! queue max-size-buffers=2 ! videoconvert"
             f" ! jpegenc quality={arguments.quality}"
             f" ! appsink name=sink emit-signals=true drop=true max-buffers=1 sync={sync}"
         )
