@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Runs cargo for meson.build: builds the plugin and its program, or runs the tests."""
+"""Runs cargo for meson.build: builds the plugin and its program, writes the program's documents, or runs the tests."""
 
 import argparse
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 
 LIBRARY = "libgststreamdiffusion.so"
 PROGRAM = "streamdiffusion"
+# Shells, and what they call a file with completions for the program.
+COMPLETIONS = {"bash": PROGRAM, "zsh": f"_{PROGRAM}", "fish": f"{PROGRAM}.fish"}
 
 
 def write_depfile(cargo_depfile: Path, depfile: Path, output: str) -> None:
@@ -21,9 +23,10 @@ def write_depfile(cargo_depfile: Path, depfile: Path, output: str) -> None:
 
 
 def build(args: argparse.Namespace) -> None:
-    command = ["cargo", "build", "--release", "--lib", "--bin", PROGRAM]
+    command = ["cargo", "build", "--lib", "--bin", PROGRAM]
     subprocess.run([*command, *args.cargo_options], cwd=args.source, check=True)
-    built = args.target / "release"
+    # The profile "dev" has a folder of another name, for the sake of old habits.
+    built = args.target / ("debug" if args.profile == "dev" else args.profile)
     library, program = args.output
     shutil.copy2(built / LIBRARY, library)
     shutil.copy2(built / PROGRAM, program)
@@ -31,26 +34,53 @@ def build(args: argparse.Namespace) -> None:
     write_depfile((built / PROGRAM).with_suffix(".d"), args.depfile, os.path.relpath(library))
 
 
+def document(args: argparse.Namespace) -> None:
+    """Writes the manual pages and the completions, all into the folder of the first output."""
+    program, folder = args.program.resolve(), args.output[0].parent
+    pages = folder / "manual"
+    shutil.rmtree(pages, ignore_errors=True)
+    subprocess.run([program, "manual", "--out", pages], check=True)
+    written = []
+    for page in pages.iterdir():
+        written.append(page.replace(folder / page.name))
+    pages.rmdir()
+    for shell, name in COMPLETIONS.items():
+        with (folder / name).open("wb") as out:
+            subprocess.run([program, "completions", shell], stdout=out, check=True)
+        written.append(folder / name)
+    wanted = {output.name for output in args.output}
+    names = {path.name for path in written}
+    if names != wanted:
+        changed = ", ".join(sorted(names ^ wanted))
+        sys.exit(f"meson.build lists other documents than the program has; they differ in {changed}")
+
+
 def test(args: argparse.Namespace) -> None:
     environment = dict(os.environ)
     fetched = args.source / ".onnxruntime"
     if fetched.is_dir():
         environment.setdefault("ORT_DYLIB_PATH", str(fetched))
-    command = ["cargo", "test", *args.cargo_options]
-    subprocess.run(command, cwd=args.source, check=True, env=environment)
+    command = ["cargo", "test"]
+    subprocess.run([*command, *args.cargo_options], cwd=args.source, check=True, env=environment)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["build", "test"])
-    parser.add_argument("--source", type=Path, required=True, help="where Cargo.toml is")
-    parser.add_argument("--target", type=Path, required=True, help="cargo's target folder")
-    parser.add_argument("--output", type=Path, nargs=2, help="where to put the plugin and the program")
+    commands = {"build": build, "document": document, "test": test}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--source", type=Path, help="where Cargo.toml is")
+    parser.add_argument("--target", type=Path, help="cargo's target folder")
+    parser.add_argument("--profile", default="release", help="cargo's profile")
+    parser.add_argument("--features", default="", help="cargo's features beside the default ones")
+    parser.add_argument("--output", type=Path, nargs="+", help="where to put what is built, one by one")
     parser.add_argument("--depfile", type=Path, help="where to write what it depends on")
+    parser.add_argument("--program", type=Path, help="the program whose documents are written")
     args = parser.parse_args()
-    args.cargo_options = ["--locked", "--target-dir", str(args.target)]
+    args.cargo_options = ["--locked", "--target-dir", str(args.target), "--features", args.features]
+    if args.command == "build":
+        args.cargo_options += ["--profile", args.profile]
     try:
-        {"build": build, "test": test}[args.command](args)
+        commands[args.command](args)
     except FileNotFoundError as error:
         print(f"{error.filename} is missing; is cargo in PATH?", file=sys.stderr)
         return 1
