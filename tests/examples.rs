@@ -186,7 +186,11 @@ fn every_python_example_has_help() {
 #[test]
 fn the_web_page_works_in_a_browser() {
     let mut command = python();
-    let mut tests = Process::start(command.arg(root().join("tests/examples/test_web.py")).arg("-v"));
+    let mut tests = Process::start(
+        command
+            .arg(root().join("tests/examples/test_web.py"))
+            .arg("-v"),
+    );
     assert!(tests.finish().success(), "{}", tests.told());
     assert!(tests.count("Ran 5 tests") == 1, "{}", tests.told());
 }

@@ -1,6 +1,7 @@
 //! The way of a buffer through the element, on the streaming thread.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -17,7 +18,7 @@ use super::settings::Settings;
 use super::state::{Last, Outgoing, UnderWay, Written};
 use super::timeline::{Departure, Shown};
 use super::worker::{Finished, Frame, Restyled, Unanswered};
-use super::{CAT, LatePolicy, errors};
+use super::{CAT, Timing, errors};
 use crate::error::Error;
 
 impl StreamDiffusion {
@@ -31,34 +32,64 @@ impl StreamDiffusion {
         self.heed_jump(&input)?;
         self.latency.lock().see(input.pts());
         let fate = self.fate(&input, &settings)?;
-        if fate == Fate::Drop {
-            self.state.lock().left_out = true;
-            return Ok(());
+        self.heed_bypass(settings.bypass)?;
+        if fate != Fate::Restyle && !settings.bypass {
+            self.let_go_of_held()?;
         }
-        if settings.bypass {
-            // What is still under way would wait for ever for frames to follow.
-            self.drain()?;
-        }
-        let stamps = self.stamps(&input)?;
         match fate {
-            Fate::Restyle => return self.restyle(&input, stamps, settings),
+            Fate::Restyle => {
+                let stamps = self.stamps(&input)?;
+                return self.restyle(&input, stamps, settings);
+            }
+            Fate::Drop => self.state.lock().left_out = true,
             Fate::Repeat => {
-                self.stats.lock().frame_repeated();
+                let stamps = self.stamps(&input)?;
                 self.state.lock().timeline.again(stamps);
             }
             Fate::Pass => {
+                let stamps = self.stamps(&input)?;
                 self.stats.lock().frame_passed();
                 let mut state = self.state.lock();
-                let pixels = match state.timeline.is_empty() {
+                let pixels = match state.is_empty() {
                     // It leaves before this call ends.
                     true => input,
                     false => input.copy_deep().map_err(|_| gst::FlowError::Error)?,
                 };
                 state.timeline.pass(stamps, pixels);
             }
-            Fate::Drop => {}
         }
+        self.state.lock().restyled_last = false;
         self.collect(usize::MAX)
+    }
+
+    /// Lets go of what is under way when frames begin to be bypassed: it would wait for ever for others to follow.
+    fn heed_bypass(&self, bypass: bool) -> Result<(), gst::FlowError> {
+        let was = std::mem::replace(&mut self.state.lock().bypassing, bypass);
+        if was || !bypass {
+            return Ok(());
+        }
+        self.drain()?;
+        let mut state = self.state.lock();
+        if state.timing() == Timing::Immediate {
+            // Something has been shown for each of them already.
+            state.reset();
+        }
+        Ok(())
+    }
+
+    /// Finishes the frames that are held back when as many others in a row were not restyled: what is shown for those
+    /// waits for them, and only restyled ones would move them on.
+    fn let_go_of_held(&self) -> Result<(), gst::FlowError> {
+        let held_back = self.latency.lock().held_back();
+        let drains = {
+            let mut state = self.state.lock();
+            state.passed_over += 1;
+            state.passed_over > held_back + 1 && state.timeline.has_frames()
+        };
+        match drains {
+            true => self.drain(),
+            false => Ok(()),
+        }
     }
 
     /// Has the worker restyle a frame, and puts what became ready on the timeline.
@@ -75,8 +106,11 @@ impl StreamDiffusion {
         let frame = self.import(input, stamps, settings)?;
         let depth = self.state.lock().depth();
         self.collect(depth.saturating_sub(1))?;
-        // What is finished is written before the worker is busy again.
-        while let Some(outgoing) = self.depart()? {
+        // The next one to leave is written before the worker is busy again. No more than that: downstream's pool may have
+        // no more buffers until that one has been pushed.
+        while self.state.lock().outgoing.is_empty()
+            && let Some(outgoing) = self.depart()?
+        {
             self.state.lock().outgoing.push_back(outgoing);
         }
         let (ticket, immediate) = (frame.ticket, frame.prime);
@@ -85,13 +119,18 @@ impl StreamDiffusion {
         let answer = asker
             .restyle(&self.interrupt, frame)
             .map_err(|unanswered| self.unanswered(unanswered))?;
-        self.state.lock().under_way.push_back(UnderWay {
-            answer,
-            ticket,
-            immediate,
-            #[cfg(feature = "cuda")]
-            _loan: loan,
-        });
+        {
+            let mut state = self.state.lock();
+            state.passed_over = 0;
+            state.restyled_last = true;
+            state.under_way.push_back(UnderWay {
+                answer,
+                ticket,
+                immediate,
+                #[cfg(feature = "cuda")]
+                _loan: loan,
+            });
+        }
         self.collect(depth)
     }
 
@@ -126,9 +165,8 @@ impl StreamDiffusion {
             gst::trace!(
                 CAT,
                 imp = self,
-                "Frame {ticket}: {} ready after {:?}",
-                restyled.finished.len(),
-                restyled.took
+                "Frame {ticket}: {} ready",
+                restyled.finished.len()
             );
             self.take_in(restyled, ticket, immediate)?;
         }
@@ -145,7 +183,7 @@ impl StreamDiffusion {
             true => 0,
             false => restyled.delay + self.state.lock().depth(),
         };
-        self.tell_latency(held_back, restyled.took);
+        self.tell_latency(held_back, restyled.group, restyled.took);
         let mut state = self.state.lock();
         if !immediate {
             state.timeline.finish(restyled.finished);
@@ -167,10 +205,12 @@ impl StreamDiffusion {
     }
 
     /// Tells the pipeline when the latency has changed enough.
-    fn tell_latency(&self, held_back: usize, took: std::time::Duration) {
+    fn tell_latency(&self, held_back: usize, group: usize, took: Option<Duration>) {
         let (announced, short) = {
             let mut latency = self.latency.lock();
-            let announced = latency.update(held_back, took).then(|| latency.announce());
+            let announced = latency
+                .update(held_back, group, took)
+                .then(|| latency.announce());
             (announced, latency.too_little_pinned())
         };
         if let Some(known) = short {
@@ -275,7 +315,8 @@ impl StreamDiffusion {
             Ok((content, settings, prime)) => Ok(Frame {
                 input: content,
                 // How livesync and videorate mark what they insert.
-                again: input.flags().contains(gst::BufferFlags::GAP),
+                again: input.flags().contains(gst::BufferFlags::GAP)
+                    && self.state.lock().restyled_last,
                 ticket: self.state.lock().timeline.frame(stamps),
                 settings,
                 prime,
@@ -323,6 +364,7 @@ impl StreamDiffusion {
         input: &gst::Buffer,
         shown: Shown,
     ) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        let repeats = matches!(shown, Shown::Again);
         let shared = match (&self.state.lock().last, &shown) {
             (Some(last), Shown::Again) => Some(last.memory.copy()),
             (Some(last), Shown::Picture(picture)) => match &last.picture {
@@ -363,7 +405,12 @@ impl StreamDiffusion {
             | gst_video::VideoBufferFlags::RFF
             | gst_video::VideoBufferFlags::ONEFIELD;
         output.make_mut().unset_video_flags(flags);
-        self.stats.lock().frame_left();
+        let mut stats = self.stats.lock();
+        stats.frame_left();
+        if repeats {
+            stats.frame_repeated();
+        }
+        drop(stats);
         Ok(Some(output))
     }
 
@@ -379,7 +426,7 @@ impl StreamDiffusion {
     fn remember(&self, picture: Option<Picture>, output: &gst::Buffer) {
         let shared = {
             let settings = self.settings.lock();
-            settings.similarity_filter || settings.late_policy == LatePolicy::Repeat
+            settings.similarity_filter || settings.repeats_late()
         };
         self.state.lock().last = match shared {
             true => memory_only(output).map(|memory| Last { picture, memory }),
@@ -422,7 +469,17 @@ impl StreamDiffusion {
         while let Some(buffer) = self.next_out()? {
             self.obj().src_pad().push(buffer)?;
         }
+        self.state.lock().marks_discont = false;
         Ok(())
+    }
+
+    /// After an error: forgets the frames under way, which the worker has lost too, so that what comes next, if anything
+    /// does, is not taken for them.
+    pub(super) fn abandon(&self) {
+        let events = self.state.lock().clear();
+        for event in events {
+            self.parent_sink_event(event);
+        }
     }
 
     /// Forgets all frames, at FLUSH_STOP.

@@ -41,10 +41,10 @@ pub struct StreamDiffusion {
     pub(super) given: Mutex<Option<super::cuda::Context>>,
     /// Ends waits of the streaming thread.
     pub(super) interrupt: Interrupt,
+    /// What the streaming thread works with. Before the worker, which does not end while somebody can ask it.
+    pub(super) state: Mutex<State>,
     /// The worker's thread while the element is started.
     pub(super) worker: Mutex<Option<Worker>>,
-    /// What the streaming thread works with.
-    pub(super) state: Mutex<State>,
     pub(super) latency: Mutex<Latency>,
     pub(super) lateness: Mutex<Lateness>,
     pub(super) stats: Arc<Mutex<Stats>>,
@@ -330,6 +330,13 @@ impl BaseTransformImpl for StreamDiffusion {
             gst::QueryViewMut::Latency(query) if direction == gst::PadDirection::Src => {
                 self.answer_latency(query)
             }
+            gst::QueryViewMut::Drain(_) if direction == gst::PadDirection::Sink => {
+                // Upstream wants its buffers back; those of frames under way may still be read.
+                if let Err(flow) = self.drain() {
+                    gst::debug!(CAT, imp = self, "Draining ended with {flow:?}");
+                }
+                BaseTransformImplExt::parent_query(self, direction, query)
+            }
             _ => BaseTransformImplExt::parent_query(self, direction, query),
         }
     }
@@ -350,6 +357,8 @@ impl BaseTransformImpl for StreamDiffusion {
             | EventView::Gap(_) => {
                 if let Err(flow) = self.drain() {
                     gst::debug!(CAT, imp = self, "Draining ended with {flow:?}");
+                    // Nobody takes them, and what comes now may be of another size.
+                    self.abandon();
                 }
                 if let EventView::StreamStart(_) = event.view() {
                     self.state.lock().reset();
@@ -435,7 +444,11 @@ impl BaseTransformImpl for StreamDiffusion {
                 self.state.lock().continuity.rest(std::time::Instant::now());
                 return Ok(GenerateOutputSuccess::NoOutput);
             };
-            self.accept(input)?;
+            let accepted = self.accept(input);
+            if accepted == Err(gst::FlowError::Error) {
+                self.abandon();
+            }
+            accepted?;
         }
     }
 }

@@ -45,9 +45,11 @@ impl StreamDiffusion {
         Ok(match settings.late_policy {
             LatePolicy::None => Fate::Restyle,
             LatePolicy::Passthrough => Fate::Pass,
-            LatePolicy::Repeat if self.state.lock().can_repeat() => Fate::Repeat,
-            LatePolicy::Repeat => Fate::Restyle,
-            LatePolicy::Drop => {
+            _ if settings.repeats_late() => match self.state.lock().can_repeat() {
+                true => Fate::Repeat,
+                false => Fate::Restyle,
+            },
+            LatePolicy::Repeat | LatePolicy::Drop => {
                 self.tell_dropped(input, late);
                 Fate::Drop
             }
@@ -72,8 +74,17 @@ impl StreamDiffusion {
             // Nobody knows yet how long a frame is.
             Err(_) => Some(self.latency.lock().duration() * 2).filter(|two| !two.is_zero()),
         };
-        let now = self.obj().current_running_time();
-        self.lateness.lock().judge(time, now, allowed)
+        // On its way to PLAYING the element has the base time of before.
+        let now = match self.obj().current_state() {
+            gst::State::Playing => self.obj().current_running_time(),
+            _ => None,
+        };
+        let heeds_sink = self.obj().is_qos();
+        let mut lateness = self.lateness.lock();
+        if !heeds_sink {
+            lateness.report(1.0, 0, None);
+        }
+        lateness.judge(time, now, allowed)
     }
 
     /// Tells the application of a frame that was left out.

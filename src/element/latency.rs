@@ -15,6 +15,8 @@ const WARM_UP: u32 = 2;
 #[derive(Debug, Default)]
 pub struct Latency {
     held_back: usize,
+    /// Frames that are computed together, in the time of `processing`.
+    group: u32,
     frame_duration: Option<ClockTime>,
     /// Distances of the last timestamps, where caps name no frame rate, and what they were taken to mean.
     distances: VecDeque<ClockTime>,
@@ -70,27 +72,41 @@ impl Latency {
         self.last_pts = pts.or(self.last_pts);
     }
 
-    /// Notes how many frames are held back and how long one frame took. Whether the pipeline must be told.
+    /// Notes how many frames are held back, how many are computed together, and how long these took if they were. Whether
+    /// the pipeline must be told.
     ///
     /// The processing time told is the mean with 5 % to spare, and it changes only when it was too small or is over a
     /// quarter too large; a measured frame duration only when it is a quarter off. So a pipeline is not reconfigured for
     /// jitter.
-    pub fn update(&mut self, held_back: usize, took: Duration) -> bool {
+    pub fn update(&mut self, held_back: usize, group: usize, took: Option<Duration>) -> bool {
         self.held_back = held_back;
-        self.seen = self.seen.saturating_add(1);
-        if self.seen > WARM_UP {
-            if self.took.len() == AVERAGED {
-                self.took.pop_front();
-            }
-            self.took.push_back(took);
-            let mean = self.took.iter().sum::<Duration>() / self.took.len() as u32;
-            let mean = ClockTime::from_nseconds(mean.as_nanos() as u64);
-            let settled = self.took.len() >= AVERAGED.min(3);
-            if settled && (mean > self.processing || mean * 4 < self.processing * 3) {
-                self.processing = mean + mean / 20;
-            }
+        self.group = u32::try_from(group).unwrap_or(u32::MAX);
+        if let Some(took) = took {
+            self.took(took);
         }
         self.own() != self.announced
+    }
+
+    fn took(&mut self, took: Duration) {
+        self.seen = self.seen.saturating_add(1);
+        if self.seen <= WARM_UP {
+            return;
+        }
+        if self.took.len() == AVERAGED {
+            self.took.pop_front();
+        }
+        self.took.push_back(took);
+        let mean = self.took.iter().sum::<Duration>() / self.took.len() as u32;
+        let mean = ClockTime::from_nseconds(mean.as_nanos() as u64);
+        let settled = self.took.len() >= AVERAGED.min(3);
+        if settled && (mean > self.processing || mean * 4 < self.processing * 3) {
+            self.processing = mean + mean / 20;
+        }
+    }
+
+    /// How many frames are held back.
+    pub fn held_back(&self) -> usize {
+        self.held_back
     }
 
     /// What the element adds to the pipeline's latency: the frames held back, and the time for one. Where that is longer
@@ -109,7 +125,8 @@ impl Latency {
 
     /// What it comes to, whatever is told.
     fn known(&self) -> ClockTime {
-        self.duration().max(self.processing) * self.held_back as u64 + self.processing
+        let each = self.processing / u64::from(self.group.max(1));
+        self.duration().max(each) * self.held_back as u64 + self.processing
     }
 
     /// How long the frames held back last, which is how much data the element can buffer.
@@ -139,7 +156,7 @@ mod tests {
     fn frames_held_back_count_by_frame_rate_or_by_timestamps() {
         let mut latency = Latency::default();
         latency.set_frame_rate(gst::Fraction::new(25, 1));
-        assert!(latency.update(3, MS));
+        assert!(latency.update(3, 1, Some(MS)));
         assert_eq!(latency.held(), ClockTime::from_mseconds(120));
         latency.set_frame_rate(gst::Fraction::new(0, 1));
         for pts in [0, 40, 78, 200, 243] {
@@ -149,7 +166,24 @@ mod tests {
         latency.announce();
         for i in 0..50 {
             latency.see(Some(ClockTime::from_mseconds(300 + 40 * i + i % 4)));
-            assert!(!latency.update(3, Duration::ZERO), "jitter");
+            assert!(!latency.update(3, 1, Some(Duration::ZERO)), "jitter");
+        }
+    }
+
+    /// What was not computed, as frames that fill up a group, says nothing about how long it takes.
+    #[test]
+    fn groups_count_whole() {
+        let mut latency = Latency::default();
+        latency.set_frame_rate(gst::Fraction::new(100, 1));
+        for i in 0..40 {
+            let took = (i % 4 == 3).then_some(MS * 100);
+            latency.update(7, 4, took);
+        }
+        // A group takes 105 ms with its reserve, a frame of it a quarter of that.
+        let expected = ClockTime::from_useconds(7 * 26_250 + 105_000);
+        assert_eq!(latency.announce(), expected);
+        for i in 0..40 {
+            assert!(!latency.update(7, 4, (i % 4 == 3).then_some(MS * 100)));
         }
     }
 
@@ -160,7 +194,7 @@ mod tests {
         assert_eq!(latency.announce(), ClockTime::from_mseconds(50));
         assert_eq!(latency.too_little_pinned(), None);
         for _ in 0..10 {
-            latency.update(0, MS * 100);
+            latency.update(0, 1, Some(MS * 100));
         }
         assert_eq!(latency.own(), ClockTime::from_mseconds(50));
         let known = Some(ClockTime::from_mseconds(105));
@@ -175,18 +209,18 @@ mod tests {
     fn jitter_is_not_announced() {
         let mut latency = Latency::default();
         for _ in 0..10 {
-            latency.update(0, MS * 100);
+            latency.update(0, 1, Some(MS * 100));
         }
         assert_eq!(latency.announce(), ClockTime::from_mseconds(105));
         for i in 0..50u32 {
-            assert!(!latency.update(0, MS * (96 + i % 8)), "{i}");
+            assert!(!latency.update(0, 1, Some(MS * (96 + i % 8))), "{i}");
         }
-        latency.update(2, MS * 100);
+        latency.update(2, 1, Some(MS * 100));
         assert_eq!(latency.announce(), ClockTime::from_mseconds(3 * 105));
-        let slower = (0..10).any(|_| latency.update(0, MS * 150));
+        let slower = (0..10).any(|_| latency.update(0, 1, Some(MS * 150)));
         assert!(slower);
         latency.announce();
-        let faster = (0..10).any(|_| latency.update(0, MS * 50));
+        let faster = (0..10).any(|_| latency.update(0, 1, Some(MS * 50)));
         assert!(faster);
     }
 }

@@ -252,7 +252,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         ),
         glib::ParamSpecEnum::builder_with_default("late-policy", LatePolicy::default())
             .nick("Late frames")
-            .blurb("What becomes of frames that come too late: by max-lateness where the source is live, and by what the sink says where qos is on")
+            .blurb("What becomes of frames that come too late: by max-lateness where the source is live, and by what the sink says where qos is on. With timing=immediate, drop is repeat")
             .flags(glib::ParamFlags::READWRITE | LIVE)
             .build(),
         nanoseconds(
@@ -280,7 +280,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         ),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped (by the similarity filter), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps; width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); launched (on a GPU: how many frames as one graph); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped (by the similarity filter, or as they fill a gap), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps; width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); launched (on a GPU: how many frames as one graph); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]

@@ -129,6 +129,15 @@ impl Settings {
         usize::try_from(self.device_id).ok()
     }
 
+    /// Whether a late frame shows what the one before it shows. With immediate timing each frame in is one out.
+    pub fn repeats_late(&self) -> bool {
+        match self.late_policy {
+            LatePolicy::Repeat => true,
+            LatePolicy::Drop => self.timing == Timing::Immediate,
+            LatePolicy::Passthrough | LatePolicy::None => false,
+        }
+    }
+
     /// Steps per frame, as far as `steps` decides it.
     pub fn steps(&self, manifest: &Manifest) -> u32 {
         let from_model = manifest.defaults.steps.map(|steps| steps as u32);

@@ -32,6 +32,11 @@ pub(super) struct State {
     pub(super) outgoing: VecDeque<Outgoing>,
     /// Whether a frame was left out since the last one that came in.
     pub(super) left_out: bool,
+    /// How many frames in a row were not restyled, and whether the last one was.
+    pub(super) passed_over: usize,
+    pub(super) restyled_last: bool,
+    /// Whether frames are being bypassed.
+    pub(super) bypassing: bool,
     /// Whether the base class will mark the next buffer that it is given as discontinuous.
     pub(super) marks_discont: bool,
     /// Whether frames follow one another in time.
@@ -173,6 +178,7 @@ impl State {
     pub(super) fn clear(&mut self) -> Vec<gst::Event> {
         self.under_way.clear();
         self.left_out = false;
+        self.marks_discont = false;
         self.reset();
         let complete = self.outgoing.drain(..);
         let events = complete.filter_map(|outgoing| match outgoing {
@@ -187,6 +193,8 @@ impl State {
         self.waiting.clear();
         self.last_shown = None;
         self.last = None;
+        self.restyled_last = false;
+        self.passed_over = 0;
         self.continuity.forget();
         if let Some(asker) = &self.asker {
             asker.reset();

@@ -66,6 +66,8 @@ impl<R: Runtime> Studio<R> {
         for job in jobs {
             match job {
                 Job::Model(reply) => reply.send(Ok(self.runtime.handle())),
+                // A flush or a stop came first.
+                Job::Frame(_, reply) if !reply.is_wanted() => {}
                 Job::Frame(frame, reply) => {
                     let restyled = guarded(|| self.restyle(*frame, observer));
                     self.tell(stats);
@@ -116,17 +118,21 @@ impl<R: Runtime> Studio<R> {
             _ => self.start(size, &settings)?,
         };
         self.apply(&mut running.stream, &settings, observer);
+        let before = running.stream.counters().processed;
         let shown = self.advance(&mut running, input, ticket, (prime, again));
         // Also after an error: the device may not have read its input yet.
         let finished = self.runtime.finish();
         let shown = shown?;
         finished?;
         let delay = running.stream.delay();
+        let group = running.stream.frame_buffer_size();
+        let computed = running.stream.counters().processed > before;
         self.running = Some(running);
         Ok(Restyled {
             finished: shown.into_iter().map(Self::finished).collect(),
             delay,
-            took: start.elapsed(),
+            group,
+            took: computed.then(|| start.elapsed()),
         })
     }
 

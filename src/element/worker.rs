@@ -3,8 +3,8 @@
 //! The streaming thread asks it for one thing at a time and waits; a flush or a stop ends the wait at once.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,8 +48,10 @@ pub struct Restyled {
     pub finished: Vec<Finished>,
     /// How many frames the stream holds back.
     pub delay: usize,
-    /// How long it took.
-    pub took: Duration,
+    /// How many frames are computed together.
+    pub group: usize,
+    /// How long it took, if something was computed.
+    pub took: Option<Duration>,
 }
 
 pub(super) enum Job {
@@ -75,11 +77,20 @@ pub(super) enum Answer<R> {
 }
 
 /// Where the answer to a job goes. A job that is dropped unanswered says so, so that nobody waits for ever.
-pub(super) struct Reply<R>(Option<mpsc::Sender<Answer<R>>>);
+pub(super) struct Reply<R> {
+    sender: Option<mpsc::Sender<Answer<R>>>,
+    /// Lives as long as somebody waits.
+    wanted: Weak<()>,
+}
 
 impl<R> Reply<R> {
+    /// Whether somebody still waits for it.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.strong_count() > 0
+    }
+
     pub(super) fn send(mut self, result: Result<R>) {
-        if let Some(sender) = self.0.take() {
+        if let Some(sender) = self.sender.take() {
             // After a flush nobody listens any more.
             let _ = sender.send(Answer::Done(result));
         }
@@ -88,7 +99,7 @@ impl<R> Reply<R> {
 
 impl<R> Drop for Reply<R> {
     fn drop(&mut self) {
-        if let Some(sender) = self.0.take() {
+        if let Some(sender) = self.sender.take() {
             let _ = sender.send(Answer::Gone);
         }
     }
@@ -110,6 +121,7 @@ pub struct Pending<R> {
     /// Another end for [`Interrupt`] to send through.
     sender: mpsc::Sender<Answer<R>>,
     answer: mpsc::Receiver<Answer<R>>,
+    _wanted: Arc<()>,
 }
 
 impl<R: Send + 'static> Pending<R> {
@@ -292,9 +304,18 @@ impl Asker {
             return Err(Unanswered::Flushing);
         }
         let (sender, answer) = mpsc::channel();
+        let wanted = Arc::new(());
+        let reply = Reply {
+            sender: Some(sender.clone()),
+            wanted: Arc::downgrade(&wanted),
+        };
         // A job that cannot be sent is dropped with the error, and so answers.
-        let _ = self.0.send(job(Reply(Some(sender.clone()))));
-        Ok(Pending { sender, answer })
+        let _ = self.0.send(job(reply));
+        Ok(Pending {
+            sender,
+            answer,
+            _wanted: wanted,
+        })
     }
 }
 

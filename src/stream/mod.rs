@@ -293,6 +293,11 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         self.plan.steps.len() * self.frame_buffer_size - 1
     }
 
+    /// Frames that enter together: f.
+    pub fn frame_buffer_size(&self) -> usize {
+        self.frame_buffer_size
+    }
+
     /// How many frames went which way since the stream began.
     pub fn counters(&self) -> Counters {
         self.counters

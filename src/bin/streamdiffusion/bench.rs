@@ -61,9 +61,9 @@ pub struct Args {
     /// Let so many frames come in a second, instead of as many as are taken
     #[arg(long, value_name = "FPS", value_parser = rate)]
     rate: Option<f64>,
-    /// Ask nvidia-smi what the GPU draws and does meanwhile (that of device-id, else the first)
-    #[arg(long)]
-    power: bool,
+    /// Ask nvidia-smi what this GPU draws and does meanwhile, by its number there (which is not always device-id's)
+    #[arg(long, value_name = "GPU", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
+    power: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -126,7 +126,7 @@ pub fn bench(args: &Args) -> Result<ExitCode, Failure> {
     let total = values.len() * (args.warmup as usize + rounds * frames);
     let mut progress = Progress::new(total as u64);
     progress.show(0, "loading");
-    let gauge = args.power.then(|| Gauge::new(gpu(args))).transpose()?;
+    let gauge = args.power.map(Gauge::new).transpose()?;
     let mut lanes = Vec::new();
     for value in &values {
         let mut lane = Lane::new(args, value.as_ref())?;
@@ -159,12 +159,6 @@ pub fn bench(args: &Args) -> Result<ExitCode, Failure> {
         false => report(args, &results, &measured),
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The GPU that is asked about.
-fn gpu(args: &Args) -> usize {
-    let set = args.set.iter().rev().find(|s| s.name == "device-id");
-    set.and_then(|s| s.value.parse().ok()).unwrap_or(0)
 }
 
 fn model(args: &Args) -> Option<&Path> {
@@ -335,9 +329,12 @@ impl Lane {
             "denoise_ms": stage("denoise"),
             "decode_ms": stage("decode"),
             "frame_ms": {"p50": middle, "p95": ms(quantile(&times, 0.95))},
-            "outside_ms": (middle - engines).max(0.0),
             "fps": median(&mut rates),
         });
+        // Of frames that were skipped nothing is the networks'.
+        if result["skipped"] == 0 {
+            result["outside_ms"] = json!((middle - engines).max(0.0));
+        }
         let readings: Vec<_> = rounds.iter().filter_map(|r| Some((r, r.gpu?))).collect();
         if !readings.is_empty() {
             let took: f64 = readings.iter().map(|(r, _)| r.took.as_secs_f64()).sum();
@@ -485,13 +482,13 @@ fn report(args: &Args, results: &[Value], measured: &[Vec<Round>]) -> String {
             let (p50, p95) = (number(&times["p50"]), number(&times["p95"]));
             row(name, format!("{p50:8.2} ms p50 {p95:9.2} ms p95"));
         }
-        row(
-            "outside",
-            format!(
-                "{:8.2} ms of a frame is not the networks'",
-                number(&result["outside_ms"])
-            ),
-        );
+        if let Some(outside) = result.get("outside_ms") {
+            let outside = number(outside);
+            row(
+                "outside",
+                format!("{outside:8.2} ms of a frame is not the networks'"),
+            );
+        }
         if let Some(gpu) = result.get("gpu") {
             row(
                 "GPU",

@@ -31,10 +31,14 @@ pub struct Passage {
 impl Passage {
     /// From frames of `input` to frames of `output`.
     pub fn new(input: &VideoInfo, output: &VideoInfo) -> Result<Self, Error> {
+        // Frames are converted one by one, whatever their rate.
+        let mut caps = output.to_caps()?;
+        caps.make_mut().set("framerate", input.fps());
+        let output = VideoInfo::from_caps(&caps)?;
         Ok(Self {
-            converter: gst_video::VideoConverter::new(input, output, None)?,
+            converter: gst_video::VideoConverter::new(input, &output, None)?,
             input: input.clone(),
-            output: output.clone(),
+            output,
         })
     }
 
