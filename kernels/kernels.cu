@@ -5,6 +5,7 @@
 
 #include "common.cuh"
 
+#include "blend.cu"
 #include "combine.cu"
 #include "copy.cu"
 #include "cosine.cu"

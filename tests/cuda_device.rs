@@ -95,6 +95,31 @@ fn types_are_converted_on_the_way() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
+fn pictures_are_blended_as_on_the_host() {
+    let gpu = gpu();
+    for shape in SHAPES {
+        let count = shape.iter().product::<usize>();
+        let over: Vec<f32> = values(count, 8).iter().map(|x| 2.0 * x).collect();
+        let under = values(count, 9);
+        let shares: Vec<f32> = (0..shape[0]).map(|i| 0.3 * i as f32).collect();
+        let on_host = Host.blend(
+            &shares,
+            &Host.upload(&shape, &over).unwrap(),
+            &Host.upload(&shape, &under).unwrap(),
+        );
+        let on_gpu = gpu.blend(
+            &shares,
+            &gpu.upload(&shape, &over).unwrap(),
+            &gpu.upload(&shape, &under).unwrap(),
+        );
+        close(&gpu.download(&on_gpu.unwrap()).unwrap(), &on_host.unwrap());
+        let one = gpu.upload(&shape, &over).unwrap();
+        assert!(gpu.blend(&[0.5; 9], &one, &one).is_err());
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn noise_is_added_as_on_the_host() {
     let gpu = gpu();
     for shape in SHAPES {

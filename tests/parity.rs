@@ -103,6 +103,93 @@ fn the_element_agrees_with_the_reference() {
     }
 }
 
+/// The reference's pictures laid over those that went in, worked out here from the two.
+#[test]
+fn a_mix_is_that_of_the_reference_and_the_input() {
+    let cases = cases();
+    for name in ["two-step-none", "four-step-self-wide"] {
+        let case = cases.iter().find(|c| c.name == name).unwrap();
+        for (mix, timing) in [
+            (0.0, "content"),
+            (0.5, "content"),
+            (0.25, "content"),
+            (0.0, "immediate"),
+        ] {
+            let text = mix.to_string();
+            let mut settings: Vec<_> = case.settings.iter().map(|(k, v)| (*k, &v[..])).collect();
+            settings.extend([("mix", &text[..]), ("timing", timing)]);
+            let rig = Rig::playing(&settings, &caps("RGB", case.width, case.height));
+            for (k, input) in case.input.iter().enumerate() {
+                rig.push(buffer(input.clone(), k as u64));
+            }
+            rig.end();
+            let found = rig.pictures();
+            assert_eq!(found.len(), case.input.len());
+            // In immediate timing what comes out is older than what came in, and the first frame fills the stream.
+            let late = if timing == "immediate" {
+                case.steps - 1
+            } else {
+                0
+            };
+            for (k, found) in found.iter().enumerate() {
+                let input = &case.input[k.saturating_sub(late)];
+                if mix == 0.0 {
+                    assert!(found == input, "{name}, frame {k}, {timing}");
+                    continue;
+                }
+                // The package never emits its last frames.
+                let Some(restyled) = case.expected.get(k + case.steps - 1) else {
+                    continue;
+                };
+                let pairs = restyled.iter().zip(input);
+                let expected: Vec<u8> = pairs
+                    .map(|(r, i)| (mix * f64::from(*r) + (1.0 - mix) * f64::from(*i)).round() as u8)
+                    .collect();
+                same(found, &expected, &format!("{name}, frame {k}, mix {mix}"));
+            }
+            assert!(rig.errors().is_empty());
+        }
+    }
+}
+
+/// Frames that are scaled for the model and back: without the restyled picture it is only that.
+#[test]
+fn a_mix_is_made_at_the_processing_size() {
+    let caps = caps("RGB", 128, 96);
+    let ramp: Vec<u8> = (0..96)
+        .flat_map(|y| {
+            (0..128).flat_map(move |x| [40 + x as u8, 60 + y as u8, 200 - (x + y) as u8 / 2])
+        })
+        .collect();
+    let made = |mix: &str, size: &str| {
+        let settings = [
+            ("mix", mix),
+            ("width", size),
+            ("height", size),
+            ("t-index-list", "35"),
+        ];
+        restyle(&settings, &caps, vec![buffer(ramp.clone(), 0)]).remove(0)
+    };
+    let dry = made("0", "64");
+    // A ramp survives scaling, but for its edges.
+    let inside = |x: usize, y: usize| (6..122).contains(&x) && (6..90).contains(&y);
+    for (i, (found, input)) in dry.iter().zip(&ramp).enumerate() {
+        let (x, y) = (i / 3 % 128, i / 384);
+        if inside(x, y) {
+            assert!(
+                found.abs_diff(*input) <= 3,
+                "{x}, {y}: {found}, not {input}"
+            );
+        }
+    }
+    let (wet, half) = (made("1", "64"), made("0.5", "64"));
+    assert!(difference(&wet, &dry) > 20);
+    for ((half, wet), dry) in half.iter().zip(&wet).zip(&dry) {
+        let mean = (u16::from(*wet) + u16::from(*dry)) / 2;
+        assert!(u16::from(*half).abs_diff(mean) <= 2, "{half}, not {mean}");
+    }
+}
+
 /// The command line of the documentation.
 #[test]
 fn gst_launch_agrees_with_the_reference() {

@@ -199,6 +199,7 @@ static const struct {
     ROWS(posterior_f32, PosteriorRow, false),
     ROWS(cosine, CosineRow, true),
     ROWS(slerp, SlerpRow, false),
+    ROWS(blend, BlendRow, false),
     VALUE(frame_to_tensor, FrameToTensor, true),
     VALUE(tensor_to_frame, TensorToFrame, true),
 };

@@ -10,7 +10,7 @@ pub use host::{Host, HostTensor};
 
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The numbers of one fused denoising update, computed on the host in f64 (see `stream::guidance`).
 ///
@@ -75,6 +75,16 @@ pub trait Device: Send + Sync + 'static {
     /// The fused step, on all slots at once.
     fn step(&self, updates: Vec<Update<'_, Self::Tensor>>) -> Result<()>;
 
+    /// Lays pictures over those that they were made of, both `[k, …]` of one shape and the latter in [-1, 1]:
+    /// `share·clamp(over, -1, 1) + (1 − share)·under`, with a share in [0, 1] for each of the k rows. What is no number in
+    /// `over` counts as -1.
+    fn blend(
+        &self,
+        shares: &[f32],
+        over: &Self::Tensor,
+        under: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
+
     /// Runs `work` as the section with this number (below [`SECTIONS`]), and tells how long it took: now, or, where work is
     /// put off, how long it took the last time, once.
     fn timed<R>(&self, section: usize, work: impl FnOnce() -> R) -> (R, Option<Duration>);
@@ -82,3 +92,11 @@ pub trait Device: Send + Sync + 'static {
 
 /// How many sections [`Device::timed`] tells apart.
 pub const SECTIONS: usize = 4;
+
+/// What pictures are not blended for.
+fn unlike(over: &[usize], under: &[usize], shares: usize) -> Error {
+    Error::engine(
+        "vae_decoder",
+        format!("gave pictures {over:?} for {under:?} and {shares} shares, expected one shape"),
+    )
+}

@@ -33,6 +33,7 @@ pub mod default {
     pub const MAX_LATENESS: i64 = -1;
     pub const LATENCY: i64 = -1;
     pub const BYPASS: bool = false;
+    pub const MIX: f64 = 1.0;
 }
 
 /// The properties as set; `None` is "as the model folder says, else the general default".
@@ -63,6 +64,7 @@ pub struct Settings {
     pub similarity_filter: bool,
     pub ssf_threshold: f64,
     pub ssf_max_skip: u32,
+    pub mix: f64,
     pub width: u32,
     pub height: u32,
     pub timing: Timing,
@@ -102,6 +104,7 @@ impl Default for Settings {
             similarity_filter: default::SIMILARITY_FILTER,
             ssf_threshold: default::SSF_THRESHOLD,
             ssf_max_skip: default::SSF_MAX_SKIP,
+            mix: default::MIX,
             width: 0,
             height: 0,
             timing: Timing::default(),
@@ -250,6 +253,7 @@ impl Settings {
                 threshold: self.ssf_threshold,
                 max_skip: self.ssf_max_skip,
             }),
+            mix: self.mix,
         })
     }
 

@@ -34,7 +34,7 @@ use guidance::Reference;
 use noise::TorchGenerator;
 use schedule::Step;
 use similarity::SimilarityFilter;
-use slot::{Plan, Progress, Slot, show};
+use slot::{Plan, Progress, Slot, Under, show};
 use variation::Noises;
 
 /// What frames start from.
@@ -68,6 +68,8 @@ pub struct Settings {
     pub add_noise: bool,
     /// The similarity filter, if it is on.
     pub similarity: Option<Similarity>,
+    /// Share of the restyled picture in what is shown, in [0, 1]; the rest is the picture that came in.
+    pub mix: f64,
 }
 
 /// The prompts in force, encoded in the same number of chunks, and what the U-Net needs for rows with them.
@@ -115,6 +117,24 @@ pub struct Counters {
     pub skipped: u64,
 }
 
+/// A frame that waits for its group to be complete.
+struct Entering<X, T> {
+    /// `[1, 3, H, W]`.
+    picture: X,
+    /// The share of what is made of it in what is shown.
+    share: f32,
+    tag: T,
+}
+
+/// Frames that enter together.
+struct Group<X, T> {
+    /// `[k, 3, H, W]`.
+    pictures: Arc<X>,
+    /// The same, if any of them is to be seen.
+    under: Option<Under<X>>,
+    tags: Vec<T>,
+}
+
 /// A running stream of frames of one size, on a device and with a model. `T` tags a frame on its way through.
 pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     device: D,
@@ -132,8 +152,8 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     /// Draws the image encoder's samples, where the model asks for them; goes on where the noise maps stopped.
     posterior: TorchGenerator,
     filter: SimilarityFilter,
-    /// Frames that wait for their group to be complete.
-    group: Vec<(D::Tensor, T)>,
+    /// Frames that wait for their group to be complete: picture, share of what is made of it, tag.
+    group: Vec<Entering<D::Tensor, T>>,
     /// Whether one of these shows something new.
     fresh: bool,
     /// Whether what makes pictures of frames has changed since the last group entered.
@@ -141,7 +161,7 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     /// Newest first.
     slots: VecDeque<Slot<D::Tensor, T>>,
     /// The group that entered last, as the similarity filter sees it.
-    last_entered: Option<D::Tensor>,
+    last_entered: Option<Arc<D::Tensor>>,
     /// The pictures of the group that left last.
     last_left: Vec<Arc<D::Tensor>>,
     counters: Counters,
@@ -242,7 +262,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     }
 
     fn take_in(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
-        self.group.push((picture, tag));
+        self.group.push(self.entering(picture, tag));
         if self.group.len() < self.frame_buffer_size {
             return Ok(Vec::new());
         }
@@ -256,10 +276,10 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         T: Clone,
     {
         for _ in 0..self.delay() {
-            self.group.push((picture.clone(), tag.clone()));
+            self.group.push(self.entering(picture.clone(), tag.clone()));
             if self.group.len() == self.frame_buffer_size {
-                let (pictures, tags) = self.take_group()?;
-                self.enter(pictures, tags)?;
+                let group = self.take_group()?;
+                self.enter(group)?;
                 self.advance()?;
             }
         }
@@ -308,17 +328,43 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         &self.times
     }
 
-    /// The frames that wait, as one tensor `[k, 3, H, W]`, and their tags.
-    fn take_group(&mut self) -> Result<(D::Tensor, Vec<T>)> {
-        let (pictures, tags): (Vec<_>, _) = self.group.drain(..).unzip();
-        Ok((self.device.stack(pictures)?, tags))
+    /// A frame as it is now to enter.
+    fn entering(&self, picture: D::Tensor, tag: T) -> Entering<D::Tensor, T> {
+        let share = self.settings.mix.clamp(0.0, 1.0) as f32;
+        Entering {
+            picture,
+            share,
+            tag,
+        }
+    }
+
+    /// The frames that wait.
+    fn take_group(&mut self) -> Result<Group<D::Tensor, T>> {
+        let mut pictures = Vec::with_capacity(self.group.len());
+        let mut shares = Vec::with_capacity(self.group.len());
+        let mut tags = Vec::with_capacity(self.group.len());
+        for frame in self.group.drain(..) {
+            pictures.push(frame.picture);
+            shares.push(frame.share);
+            tags.push(frame.tag);
+        }
+        let pictures = Arc::new(self.device.stack(pictures)?);
+        Ok(Group {
+            under: (shares.iter().any(|share| *share < 1.0)).then(|| Under {
+                pictures: pictures.clone(),
+                shares,
+            }),
+            pictures,
+            tags,
+        })
     }
 
     fn submit_group(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
         let again = !std::mem::take(&mut self.fresh) && self.last_entered.is_some();
-        let (pictures, tags) = self.take_group()?;
-        let count = tags.len() as u64;
-        if again || self.resembles_last(&pictures)? {
+        let group = self.take_group()?;
+        let count = group.tags.len() as u64;
+        if again || self.resembles_last(&group.pictures)? {
+            let tags = group.tags;
             self.counters.skipped += count;
             // The slot that entered last is the newest one, if it is still in flight at all.
             match self.slots.front_mut() {
@@ -327,7 +373,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             }
         } else {
             self.counters.processed += count;
-            self.enter(pictures, tags)?;
+            self.enter(group)?;
         }
         self.advance()
     }
@@ -350,7 +396,12 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     }
 
     /// Brings a group to the noise of the first step.
-    fn enter(&mut self, pictures: D::Tensor, tags: Vec<T>) -> Result<()> {
+    fn enter(&mut self, group: Group<D::Tensor, T>) -> Result<()> {
+        let Group {
+            pictures,
+            under,
+            tags,
+        } = group;
         let frames = tags.len();
         let plan = self.plan.clone();
         let (anchor, x) = match self.settings.mode {
@@ -373,6 +424,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         self.slots.push_front(Slot {
             plan,
             anchor,
+            under,
             progress: Progress::Noisy { x, step: 0 },
             shown_for: vec![tags],
         });
@@ -544,7 +596,14 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
                 && *step == slot.plan.steps.len()
             {
                 let decode = || self.model.decode(x);
-                let pictures = self.times.measure(&self.device, Stage::Decode, decode)?;
+                let mut pictures = self.times.measure(&self.device, Stage::Decode, decode)?;
+                if let Some(Under {
+                    pictures: under,
+                    shares,
+                }) = slot.under.take()
+                {
+                    pictures = self.device.blend(&shares, &pictures, &under)?;
+                }
                 let pictures = self.device.unstack(pictures);
                 slot.progress = Progress::Done {
                     pictures: pictures.into_iter().map(Arc::new).collect(),

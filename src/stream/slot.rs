@@ -33,6 +33,15 @@ impl<X> Progress<X> {
     }
 }
 
+/// The pictures that came in for a slot, and how much of them is to be seen.
+#[derive(Debug)]
+pub struct Under<X> {
+    /// `[f, 3, H, W]` in [-1, 1].
+    pub pictures: Arc<X>,
+    /// The share of the restyled picture in each frame, in [0, 1].
+    pub shares: Vec<f32>,
+}
+
 /// `f` frames that entered together.
 #[derive(Debug)]
 pub struct Slot<X, T> {
@@ -41,6 +50,8 @@ pub struct Slot<X, T> {
     /// What residual guidance pushes away from: the frames' clean latents, or their estimates under the negative prompt.
     /// Frames that started from noise alone have none before their first step.
     pub anchor: Option<X>,
+    /// What its pictures are laid over, where they are not shown alone.
+    pub under: Option<Under<X>>,
     /// How far it has come.
     pub progress: Progress<X>,
     /// The tags of the groups of frames that its pictures are shown for: its own, then those that the similarity filter

@@ -116,6 +116,7 @@ fn settings(indices: &[usize], cfg_type: CfgType, scale: f64, delta: f64) -> Set
         variation: Variation::Fixed,
         add_noise: true,
         similarity: None,
+        mix: 1.0,
     }
 }
 
@@ -664,4 +665,93 @@ fn a_change_to_pictures_is_seen_at_once_with_the_filter_on() {
     inject(&mut stream, &[0.3]);
     let restyled = values(stream.submit(picture(0.5), 1).unwrap())[0].1;
     assert!((drawn - restyled).abs() > 0.01);
+}
+
+/// What comes of `share` of a restyled value, clamped as it is shown, and the rest of the value that came in.
+fn mixed(share: f32, restyled: f32, input: f32) -> f32 {
+    share * restyled.clamp(-1.0, 1.0) + (1.0 - share) * input
+}
+
+/// Golden numbers laid over the inputs, with any number of steps and in groups of any size; alone they are as before.
+#[test]
+fn pictures_are_laid_over_those_that_came_in() {
+    for (indices, noise, expected) in WITH_NOISE {
+        for f in 1..=5 {
+            for share in [0.0, 0.25, 0.5] {
+                let settings = Settings {
+                    mix: f64::from(share),
+                    ..plain(indices)
+                };
+                let (mut stream, _) = stream(settings, f, noise);
+                let pairs = expected[0].iter().zip(INPUTS);
+                let expected: Vec<f32> = pairs
+                    .map(|(restyled, input)| mixed(share, *restyled, input))
+                    .collect();
+                let what = format!("{indices:?} f={f} mix={share}");
+                assert_close(&run(&mut stream), &expected, &what);
+            }
+        }
+    }
+}
+
+/// Each frame is shown with the mix that was in force when it came in, also within a group; and a slot holds on to the
+/// pictures that came in only if they are to be seen.
+#[test]
+fn the_mix_is_that_of_the_frame() {
+    const SHARES: [f32; 4] = [1.0, 0.5, 0.0, 1.0];
+    let restyled = WITH_NOISE[0].2[0];
+    for f in 1..=4 {
+        let (mut stream, _) = stream(plain(&[32, 45]), f, &[0.3, -0.7]);
+        let mut shown = Vec::new();
+        for (tag, (z, share)) in INPUTS.into_iter().zip(SHARES).enumerate() {
+            let settings = Settings {
+                mix: f64::from(share),
+                ..plain(&[32, 45])
+            };
+            stream.configure(&settings).unwrap();
+            inject(&mut stream, &[0.3, -0.7]);
+            shown.extend(values(stream.submit(picture(z), tag).unwrap()));
+            if let (1, Some(slot)) = (f, stream.slots.front()) {
+                assert_eq!(slot.under.is_some(), share < 1.0, "frame {tag}");
+            }
+        }
+        shown.extend(values(stream.drain().unwrap()));
+        let expected: Vec<f32> = (0..4)
+            .map(|i| mixed(SHARES[i], restyled[i], INPUTS[i]))
+            .collect();
+        assert_close(&shown, &expected, &format!("f={f}"));
+    }
+}
+
+/// Frames that start from noise are laid over the picture that came in too; skipped ones show what they resemble as it
+/// was shown.
+#[test]
+fn noise_and_skipped_frames_are_mixed_too() {
+    let drawn = Settings {
+        mode: Mode::TextToImage,
+        mix: 0.5,
+        ..plain(&[0, 25])
+    };
+    let (mut stream, _) = stream(drawn, 1, &[0.3, -0.7]);
+    // The golden number, 3.2, is shown as 1.
+    let expected = INPUTS.map(|input| mixed(0.5, 3.214155, input));
+    assert_close(&run(&mut stream), &expected, "from noise");
+
+    let settings = Settings {
+        mix: 0.5,
+        ..still(10)
+    };
+    let (mut stream, _) = self::stream(settings.clone(), 1, &[0.3, -0.7]);
+    let mut shown = values(stream.submit(picture(1.0), 0).unwrap());
+    let changed = Settings {
+        mix: 1.0,
+        ..settings
+    };
+    stream.configure(&changed).unwrap();
+    inject(&mut stream, &[0.3, -0.7]);
+    for tag in 1..4 {
+        shown.extend(values(stream.submit(picture(1.0), tag).unwrap()));
+    }
+    assert_eq!(stream.counters().skipped, 3);
+    assert_close(&shown, &[mixed(0.5, 0.434628, 1.0); 4], "skipped");
 }

@@ -4,8 +4,8 @@ use gststreamdiffusion::device::cuda::kernels::frames::{
     FrameToTensorArguments, TensorToFrameArguments,
 };
 use gststreamdiffusion::device::cuda::kernels::{
-    CombineRow, CopyBytesRow, CopyRow, CosineRow, FrameToTensor, Kernel, PosteriorRow, Row,
-    SlerpRow, TensorToFrame,
+    BlendRow, CombineRow, CopyBytesRow, CopyRow, CosineRow, FrameToTensor, Kernel, PosteriorRow,
+    Row, SlerpRow, TensorToFrame,
 };
 
 /// Runs kernels: the CPU, with or without sanitizers, or a GPU.
@@ -122,6 +122,9 @@ impl Addresses for CosineRow {
 }
 impl Addresses for SlerpRow {
     const AT: &'static [usize] = &[0, 8, 16, 24];
+}
+impl Addresses for BlendRow {
+    const AT: &'static [usize] = &[0, 8, 16];
 }
 impl Addresses for FrameToTensorArguments {
     const AT: &'static [usize] = &[0, 8, 16, 24];

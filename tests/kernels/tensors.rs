@@ -1,7 +1,7 @@
 //! Kernels that work on tensors.
 
 use gststreamdiffusion::device::cuda::kernels::{
-    COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Element, Kernel,
+    BlendRow, COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Element, Kernel,
     PosteriorRow, SlerpRow,
 };
 use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor, Update};
@@ -14,7 +14,7 @@ use crate::numbers::{
 
 everywhere! {
     halves_become_floats floats_become_halves copies bytes combinations steps_of_the_host_device fused_step
-    posteriors posterior_of_diffusers cosines cosines_of_several_rows slerps
+    posteriors posterior_of_diffusers cosines cosines_of_several_rows slerps blends
 }
 
 const MARK: u8 = 0xA5;
@@ -619,5 +619,85 @@ fn slerps(runner: &dyn Runner) {
         for (found, right) in halves(unguarded(&result[0])).iter().zip(right) {
             is_rounded(*found, right, 12.0, &"slerp");
         }
+    }
+}
+
+/// Against numpy and the host device: each picture by its share, in vectors and one by one, in place, and with what is
+/// no number.
+fn blends(runner: &dyn Runner) {
+    let golden = tensors();
+    let (over, under) = (golden.f16("blend_over"), golden.f16("blend_under"));
+    let shares = golden.f32("blend_shares");
+    let out = golden.f64("blend_out");
+    let len = over.len() / shares.len();
+    assert!(over.iter().any(|x| x.to_f64().abs() > 1.0));
+    let mut cases = Vec::new();
+    for skew in [0, 2] {
+        for in_place in [false, true] {
+            let mut case = Case::default();
+            let mut rows = Vec::new();
+            for (i, share) in shares.iter().enumerate() {
+                let part = i * len..(i + 1) * len;
+                let a = guarded(&mut case, &bytes_of(&over[part.clone()]), 0);
+                let b = address(case.skewed(&bytes_of(&under[part]), skew), 0);
+                let apart = guarded(&mut case, &vec![0; 2 * len], 0);
+                rows.push(BlendRow {
+                    a,
+                    b,
+                    out: if in_place { a } else { apart },
+                    share: *share,
+                    len: len as u32,
+                });
+            }
+            case.launch(Kernel::Blend, &rows, len);
+            cases.push((case, in_place));
+        }
+    }
+    let (cases, in_place): (Vec<_>, Vec<_>) = cases.into_iter().unzip();
+    let host = Host
+        .blend(
+            &shares,
+            &HostTensor::new(&[2, len], over.iter().map(|x| x.to_f32()).collect()),
+            &HostTensor::new(&[2, len], under.iter().map(|x| x.to_f32()).collect()),
+        )
+        .unwrap();
+    for (found, right) in host.data().iter().zip(&out) {
+        assert!((f64::from(*found) - right).abs() < 1e-6);
+    }
+    for (result, in_place) in runner.run(&cases).iter().zip(in_place) {
+        for (row, right) in out.chunks(len).enumerate() {
+            let found = &result[3 * row + if in_place { 0 } else { 2 }];
+            for (found, right) in halves(unguarded(found)).iter().zip(right) {
+                is_rounded(*found, *right, 2.0, &"blend");
+            }
+        }
+    }
+
+    let over = [f16::NAN, f16::INFINITY, f16::NEG_INFINITY, f16::ONE];
+    let under = [0.5, 0.5, 0.5, -1.0].map(f16::from_f32);
+    let mut cases = Vec::new();
+    for share in [0.0, 0.5, 1.0] {
+        let mut case = Case::default();
+        let a = address(case.buffer(&bytes_of(&over)), 0);
+        let b = address(case.buffer(&bytes_of(&under)), 0);
+        let out = guarded(&mut case, &[0; 8], 0);
+        let row = BlendRow {
+            a,
+            b,
+            out,
+            share,
+            len: 4,
+        };
+        case.launch(Kernel::Blend, &[row], 4);
+        cases.push(case);
+    }
+    let rights = [
+        [0.5, 0.5, 0.5, -1.0],
+        [-0.25, 0.75, -0.25, 0.0],
+        [-1.0, 1.0, -1.0, 1.0],
+    ];
+    for (result, right) in runner.run(&cases).iter().zip(rights) {
+        let found = halves(unguarded(&result[2]));
+        assert_eq!(found, right.map(f16::from_f32));
     }
 }

@@ -264,6 +264,14 @@ def tensors():
     out["slerp_t"] = shares
     out["slerp_out"] = np.stack([(np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
                                  for t in shares.astype(np.float64)])
+
+    # Two decoded pictures, which leave [-1, 1], over those they were made of. Shares as the rows hold them, in f32.
+    over, under = normal(2, 45), numbers(90, 9).reshape(2, 45)
+    shares = np.array([0.3, 0.85], np.float32)
+    out["blend_over"], out["blend_under"] = over.view(np.uint16), under.view(np.uint16)
+    out["blend_shares"] = shares
+    over, under, share = (x.astype(np.float64) for x in (over, under, shares[:, None]))
+    out["blend_out"] = share * np.clip(over, -1, 1) + (1 - share) * under
     np.savez_compressed(FOLDER / "tensors.npz", **out)
 
 

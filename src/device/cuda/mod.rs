@@ -28,11 +28,11 @@ pub use list::{Launches, Work};
 pub use peer::KeptContext;
 pub use tensor::{CudaTensor, Element};
 
-use super::{Device, HostTensor, Update};
+use super::{Device, HostTensor, Update, unlike};
 use crate::error::{Error, Result};
 use context::{Gpu, Restore, failed};
 use kernels::{
-    COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Kernel, Kernels,
+    BlendRow, COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Kernel, Kernels,
     PosteriorRow,
 };
 use list::List;
@@ -508,6 +508,34 @@ impl Device for Cuda {
         }
         self.combine(&rows, &kept);
         Ok(())
+    }
+
+    fn blend(&self, shares: &[f32], over: &CudaTensor, under: &CudaTensor) -> Result<CudaTensor> {
+        let half = |t: &CudaTensor| t.element() == Element::F16;
+        let rows = over.shape().first().copied().unwrap_or(0);
+        if over.shape() != under.shape() || shares.len() != rows || !(half(over) && half(under)) {
+            return Err(unlike(over.shape(), under.shape(), shares.len()));
+        }
+        let out = self.empty(over.shape(), Element::F16)?;
+        let len = length(&out)? / rows.max(1) as u32;
+        let at = |tensor: &CudaTensor, row: usize| {
+            tensor.pointer() + row as u64 * u64::from(len) * Element::F16.size() as u64
+        };
+        let row = |(row, share): (usize, &f32)| BlendRow {
+            a: at(over, row),
+            b: at(under, row),
+            out: at(&out, row),
+            share: *share,
+            len,
+        };
+        let rows: Vec<_> = shares.iter().enumerate().map(row).collect();
+        let list = self.list();
+        let mut list = list.lock();
+        list.launch(Kernel::Blend, &rows, len);
+        for tensor in [over, under, &out] {
+            list.keep(tensor);
+        }
+        Ok(out)
     }
 
     fn timed<R>(&self, section: usize, work: impl FnOnce() -> R) -> (R, Option<Duration>) {

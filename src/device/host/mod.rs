@@ -7,7 +7,7 @@ pub use tensor::HostTensor;
 
 use std::time::{Duration, Instant};
 
-use super::{Device, Update};
+use super::{Device, Update, unlike};
 use crate::error::{Error, Result};
 
 /// Tensors in main memory.
@@ -92,10 +92,34 @@ impl Device for Host {
         updates.into_iter().try_for_each(update)
     }
 
+    fn blend(&self, shares: &[f32], over: &HostTensor, under: &HostTensor) -> Result<HostTensor> {
+        let mut out = over.clone();
+        let rows = over.shape().first().copied().unwrap_or(0);
+        if under.shape() != over.shape() || shares.len() != rows {
+            return Err(unlike(over.shape(), under.shape(), shares.len()));
+        }
+        let len = (under.data().len() / rows.max(1)).max(1);
+        let pairs = out.data_mut().chunks_mut(len).zip(under.data().chunks(len));
+        for ((over, under), share) in pairs.zip(shares) {
+            for (x, y) in over.iter_mut().zip(under) {
+                *x = share * shown(*x) + (1.0 - share) * y;
+            }
+        }
+        Ok(out)
+    }
+
     fn timed<R>(&self, _: usize, work: impl FnOnce() -> R) -> (R, Option<Duration>) {
         let start = Instant::now();
         let result = work();
         (result, Some(start.elapsed()))
+    }
+}
+
+/// A value of a picture as it is shown: in [-1, 1], and -1 if it is no number.
+fn shown(value: f32) -> f32 {
+    match value > -1.0 {
+        true => value.min(1.0),
+        false => -1.0,
     }
 }
 
@@ -136,6 +160,20 @@ fn update(update: Update<'_, HostTensor>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pictures_are_blended_each_by_its_share() {
+        let over = [2.0, -0.5, f32::NAN, 0.5, -3.0, 1.0];
+        let over = Host.upload(&[3, 2], &over).unwrap();
+        let under = Host
+            .upload(&[3, 2], &[0.0, 0.5, 1.0, -1.0, 0.25, 0.75])
+            .unwrap();
+        let blended = Host.blend(&[0.5, 0.25, 0.0], &over, &under).unwrap();
+        assert_eq!(blended.data(), [0.5, 0.0, 0.5, -0.625, 0.25, 0.75]);
+        assert!(Host.blend(&[0.5], &over, &under).is_err());
+        let other = Host.upload(&[2, 3], under.data()).unwrap();
+        assert!(Host.blend(&[0.5; 3], &over, &other).is_err());
+    }
 
     #[test]
     fn frames_have_one_noise_map_or_one_each() {

@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 pub use frames::{FrameToTensor, TensorToFrame};
 pub use image::{SOURCE, compile};
 pub use rows::{
-    COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, PosteriorRow, Row, SlerpRow,
+    BlendRow, COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, PosteriorRow,
+    Row, SlerpRow,
 };
 
 /// Threads of a block; the kernels know it too.
@@ -49,13 +50,14 @@ pub enum Kernel {
     PosteriorF32,
     Cosine,
     Slerp,
+    Blend,
     FrameToTensor,
     TensorToFrame,
 }
 
 impl Kernel {
     /// All of them, in the order of the variants.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Combine,
         Self::CopyF16F16,
         Self::CopyF16F32,
@@ -66,6 +68,7 @@ impl Kernel {
         Self::PosteriorF32,
         Self::Cosine,
         Self::Slerp,
+        Self::Blend,
         Self::FrameToTensor,
         Self::TensorToFrame,
     ];
@@ -101,6 +104,7 @@ impl Kernel {
             Self::PosteriorF32 => "posterior_f32",
             Self::Cosine => "cosine",
             Self::Slerp => "slerp",
+            Self::Blend => "blend",
             Self::FrameToTensor => "frame_to_tensor",
             Self::TensorToFrame => "tensor_to_frame",
         }

@@ -130,12 +130,25 @@ pub struct SlerpRow {
     pub len: u32,
 }
 
+/// `blend`: `out = share·clamp(a, -1, 1) + (1 − share)·b`, all f16; in `a`, no number counts as -1. `out` may be an operand.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct BlendRow {
+    pub a: u64,
+    pub b: u64,
+    pub out: u64,
+    pub share: f32,
+    pub len: u32,
+}
+
 const _: () = assert!(size_of::<CombineRow>() == 64 && align_of::<CombineRow>() == 8);
 const _: () = assert!(size_of::<CopyRow>() == 32 && align_of::<CopyRow>() == 8);
 const _: () = assert!(size_of::<CopyBytesRow>() == 24 && align_of::<CopyBytesRow>() == 8);
 const _: () = assert!(size_of::<PosteriorRow>() == 40 && align_of::<PosteriorRow>() == 8);
 const _: () = assert!(size_of::<CosineRow>() == 48 && align_of::<CosineRow>() == 8);
 const _: () = assert!(size_of::<SlerpRow>() == 40 && align_of::<SlerpRow>() == 8);
+const _: () = assert!(size_of::<BlendRow>() == 32 && align_of::<BlendRow>() == 8);
 
 // SAFETY: as the definitions and the sizes above say.
 unsafe impl Row for CombineRow {}
@@ -149,3 +162,5 @@ unsafe impl Row for PosteriorRow {}
 unsafe impl Row for CosineRow {}
 // SAFETY: as above.
 unsafe impl Row for SlerpRow {}
+// SAFETY: as above.
+unsafe impl Row for BlendRow {}
