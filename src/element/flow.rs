@@ -17,7 +17,7 @@ use super::runtime::Picture;
 use super::settings::Settings;
 use super::state::{Last, Outgoing, UnderWay, Written};
 use super::timeline::{Departure, Shown};
-use super::worker::{Finished, Frame, Restyled, Unanswered};
+use super::worker::{Finished, Frame, Restyled, Stamp, Unanswered};
 use super::{CAT, Timing, errors};
 use crate::error::Error;
 
@@ -32,6 +32,7 @@ impl StreamDiffusion {
         self.heed_jump(&input)?;
         self.latency.lock().see(input.pts());
         let fate = self.fate(&input, &settings)?;
+        self.reset_if_asked()?;
         self.heed_bypass(settings.bypass)?;
         if fate != Fate::Restyle && !settings.bypass {
             self.let_go_of_held()?;
@@ -312,16 +313,33 @@ impl StreamDiffusion {
             state.import(&loaded, input, settings)
         };
         match result {
-            Ok((content, settings, prime)) => Ok(Frame {
-                input: content,
+            Ok((content, settings, prime)) => {
+                let stamp = self.stamp(input);
                 // How livesync and videorate mark what they insert.
-                again: input.flags().contains(gst::BufferFlags::GAP)
-                    && self.state.lock().restyled_last,
-                ticket: self.state.lock().timeline.frame(stamps),
-                settings,
-                prime,
-            }),
+                let again = input.flags().contains(gst::BufferFlags::GAP)
+                    && self.state.lock().restyled_last;
+                let ticket = self.state.lock().timeline.frame(stamps);
+                self.story.came(self, ticket, input);
+                Ok(Frame {
+                    input: content,
+                    ticket,
+                    stamp,
+                    settings,
+                    prime,
+                    again,
+                })
+            }
             Err(error) => Err(self.fail(&error)),
+        }
+    }
+
+    /// What a frame is known by outside.
+    fn stamp(&self, input: &gst::BufferRef) -> Stamp {
+        let segment = self.obj().segment();
+        let segment = segment.downcast_ref::<gst::ClockTime>();
+        Stamp {
+            pts: input.pts(),
+            running_time: segment.and_then(|segment| segment.to_running_time(input.pts())),
         }
     }
 
@@ -405,6 +423,7 @@ impl StreamDiffusion {
             | gst_video::VideoBufferFlags::RFF
             | gst_video::VideoBufferFlags::ONEFIELD;
         output.make_mut().unset_video_flags(flags);
+        self.story.leaves(self, input.pts());
         let mut stats = self.stats.lock();
         stats.frame_left();
         if repeats {

@@ -1,6 +1,6 @@
 //! The element as GStreamer sees it: object, states, caps, allocation, events, queries.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use gst::glib;
@@ -13,14 +13,15 @@ use parking_lot::Mutex;
 
 use super::latency::Latency;
 use super::lateness::{Lateness, Upstream};
+use super::preload::Preload;
 use super::runtime::LoadedModel;
 use super::settings::Settings;
 use super::state::State;
-use super::stats::Stats;
+use super::stats::{Now, Stats};
+use super::story::Story;
 use super::venue::Venue;
-use super::worker::{Interrupt, Observer, Worker};
-use super::{CAT, caps, errors, metas, model_path, navigation, properties};
-use crate::error::Error;
+use super::worker::{Interrupt, Worker};
+use super::{CAT, caps, metas, navigation, properties, signals};
 use crate::model::Manifest;
 
 /// The element. No lock is held while it pushes, posts, queries a neighbour or waits for the worker.
@@ -45,9 +46,15 @@ pub struct StreamDiffusion {
     pub(super) state: Mutex<State>,
     /// The worker's thread while the element is started.
     pub(super) worker: Mutex<Option<Worker>>,
+    /// The worker that loads a model before the element starts.
+    pub(super) preload: Mutex<Option<Preload>>,
+    /// Whether the next frame is to begin anew.
+    pub(super) reset_asked: AtomicBool,
     pub(super) latency: Mutex<Latency>,
     pub(super) lateness: Mutex<Lateness>,
     pub(super) stats: Arc<Mutex<Stats>>,
+    /// Frames under way, while anybody wants to hear of them.
+    pub(super) story: Story,
 }
 
 #[glib::object_subclass]
@@ -61,6 +68,10 @@ impl ObjectSubclass for StreamDiffusion {
 impl ObjectImpl for StreamDiffusion {
     fn properties() -> &'static [glib::ParamSpec] {
         &properties::PROPERTIES
+    }
+
+    fn signals() -> &'static [glib::subclass::Signal] {
+        &signals::SIGNALS
     }
 
     fn constructed(&self) {
@@ -90,7 +101,13 @@ impl ObjectImpl for StreamDiffusion {
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         if pspec.name() == "stats" {
-            return self.stats.lock().structure().to_value();
+            // The driver is asked without a lock.
+            let venue = self.venue.lock().clone();
+            let now = Now {
+                latency: self.latency.lock().own(),
+                vram: venue.map_or(0, |venue| venue.memory_in_use()),
+            };
+            return self.stats.lock().structure(now).to_value();
         }
         let settings = self.settings.lock();
         properties::get(&settings, &self.manifest.lock(), pspec.name())
@@ -140,6 +157,7 @@ impl ElementImpl for StreamDiffusion {
         }
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::ReadyToNull {
+            self.forget_preload();
             *self.kept.lock() = None;
             *self.venue.lock() = None;
             #[cfg(feature = "cuda")]
@@ -168,21 +186,13 @@ impl BaseTransformImpl for StreamDiffusion {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         self.interrupt.end();
         let settings = self.settings.lock().clone();
-        let model = match &settings.model {
-            Some(model) => model.clone(),
-            None => model_path::bundled().map_err(|error| errors::message(&error))?,
-        };
-        gst::info!(CAT, imp = self, "Loading model {}", model.display());
-        let (venue, reason) = self.decide().map_err(|error| errors::message(&error))?;
-        *self.stats.lock() = Stats::started(venue.name(), reason);
+        let worker = self.loading_worker(&settings)?;
+        self.reset_asked.store(false, Ordering::SeqCst);
         *self.latency.lock() = Latency::default();
         *self.lateness.lock() = Lateness::default();
         self.pin_latency(settings.latency);
-        let observer = ElementObserver(self.obj().downgrade());
         #[cfg(feature = "cuda")]
         self.publish_context();
-        let worker = Worker::new(model, venue, self.stats.clone(), observer)
-            .map_err(|err| gst::error_msg!(gst::LibraryError::Init, ("no worker thread: {err}")))?;
         *self.state.lock() = State::new(settings, worker.asker());
         *self.worker.lock() = Some(worker);
         Ok(())
@@ -361,7 +371,7 @@ impl BaseTransformImpl for StreamDiffusion {
                     self.abandon();
                 }
                 if let EventView::StreamStart(_) = event.view() {
-                    self.state.lock().reset();
+                    self.renew();
                 }
             }
             EventView::Segment(segment) => {
@@ -420,6 +430,7 @@ impl BaseTransformImpl for StreamDiffusion {
     }
 
     fn before_transform(&self, inbuf: &gst::BufferRef) {
+        self.stats.lock().frame_came();
         let time = self
             .obj()
             .segment()
@@ -462,34 +473,6 @@ impl StreamDiffusion {
             state.marks_discont = false;
         }
         !state.marks_discont
-    }
-}
-
-/// Posts what the worker tells, as long as the element exists.
-struct ElementObserver(glib::WeakRef<super::StreamDiffusion>);
-
-impl Observer for ElementObserver {
-    fn failed(&self, error: &Error) {
-        if let Some(element) = self.0.upgrade() {
-            gst::error!(CAT, obj = element, "{error}");
-            element.post_error_message(errors::message(error));
-        }
-    }
-
-    fn change_refused(&self, error: &Error) {
-        if let Some(element) = self.0.upgrade() {
-            gst::element_warning!(
-                element,
-                gst::LibraryError::Settings,
-                ("{error}; the old value stays in force")
-            );
-        }
-    }
-
-    fn warned(&self, error: &Error) {
-        if let Some(element) = self.0.upgrade() {
-            gst::element_warning!(element, gst::LibraryError::Settings, ("{error}"));
-        }
     }
 }
 

@@ -21,18 +21,24 @@ mod latency;
 mod lateness;
 #[cfg(feature = "cuda")]
 mod layout;
+mod messages;
 mod metas;
 mod model_path;
 mod navigation;
+mod preload;
 mod prompts;
 mod properties;
 mod runtime;
 mod settings;
+mod signals;
+mod skipping;
 mod state;
 mod stats;
+mod story;
 mod studio;
 mod timeline;
 mod venue;
+mod watch;
 mod worker;
 
 pub use enums::{

@@ -98,11 +98,14 @@ impl<M: Model> PromptEncoder<M> {
         self.shared.state.lock().cut.take()
     }
 
-    /// What became of the prompts encoded since the last call, if any were; an error, once, if the thread has ended.
-    pub fn take_new(&self) -> Option<Result<Conditioning<M>>> {
+    /// The prompts encoded since the last call, if any were, and what became of them; an error, once, if the thread has ended.
+    pub fn take_new(&self) -> Option<Result<(Prompts, Conditioning<M>)>> {
         let mut state = self.shared.state.lock();
         if std::mem::take(&mut state.fresh) {
-            return state.encoded.as_ref().map(|encoded| encoded.result.clone());
+            return state.encoded.as_ref().map(|encoded| {
+                let conditioning = encoded.result.clone()?;
+                Ok((encoded.prompts.clone(), conditioning))
+            });
         }
         (state.closed && state.wanted.take().is_some()).then(|| Err(ended()))
     }

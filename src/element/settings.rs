@@ -195,6 +195,14 @@ impl Settings {
         }
     }
 
+    /// The similarity filter, if it is on.
+    pub fn similarity(&self) -> Option<Similarity> {
+        self.similarity_filter.then_some(Similarity {
+            threshold: self.ssf_threshold,
+            max_skip: self.ssf_max_skip,
+        })
+    }
+
     /// What the stream is to do, with the model that has this manifest and this method of its own.
     ///
     /// # Errors
@@ -249,10 +257,7 @@ impl Settings {
                 },
             },
             add_noise: self.add_noise,
-            similarity: self.similarity_filter.then_some(Similarity {
-                threshold: self.ssf_threshold,
-                max_skip: self.ssf_max_skip,
-            }),
+            similarity: self.similarity(),
             mix: self.mix,
         })
     }

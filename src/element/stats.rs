@@ -1,9 +1,11 @@
 //! The `stats` property.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::runtime::LoadedModel;
+use super::settings::Prompts;
 use crate::device::Device;
 use crate::engine::Model;
 use crate::stream::{Counters, Stage, StageTimes, Stream};
@@ -27,7 +29,44 @@ pub struct Stats {
     repeated: u64,
     passed: u64,
     output: u64,
-    left_at: VecDeque<Instant>,
+    left: Rate,
+    came: Rate,
+    loading: Duration,
+    /// The prompts in force.
+    pub(super) prompts: Option<Arc<Prompts>>,
+}
+
+/// What is known elsewhere, at the time of asking.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Now {
+    /// The latency that the element reports.
+    pub latency: gst::ClockTime,
+    /// Bytes of the GPU's memory that are in use, by whomever; 0 on the CPU.
+    pub vram: u64,
+}
+
+/// How often something happens.
+#[derive(Default)]
+struct Rate(VecDeque<Instant>);
+
+impl Rate {
+    /// It has happened.
+    fn tick(&mut self, now: Instant) {
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+    }
+
+    /// Times a second, over the last ones.
+    fn per_second(&self) -> f64 {
+        match (self.0.front(), self.0.back()) {
+            (Some(first), Some(last)) if last > first => {
+                (self.0.len() - 1) as f64 / (*last - *first).as_secs_f64()
+            }
+            _ => 0.0,
+        }
+    }
 }
 
 impl Stats {
@@ -40,8 +79,9 @@ impl Stats {
         }
     }
 
-    /// Notes what was loaded.
-    pub fn loaded(&mut self, loaded: &LoadedModel) {
+    /// Notes what was loaded, and how long that took.
+    pub fn loaded(&mut self, loaded: &LoadedModel, took: Duration) {
+        self.loading = took;
         self.model = Some(loaded.folder().name());
         self.backend = Some(loaded.backend().to_owned());
         self.precomputed = Some(loaded.precomputed().to_owned());
@@ -63,10 +103,12 @@ impl Stats {
     /// Notes that a frame left the element.
     pub fn frame_left(&mut self) {
         self.output += 1;
-        if self.left_at.len() == KEPT {
-            self.left_at.pop_front();
-        }
-        self.left_at.push_back(Instant::now());
+        self.left.tick(Instant::now());
+    }
+
+    /// Notes that a frame came in, whatever becomes of it.
+    pub fn frame_came(&mut self) {
+        self.came.tick(Instant::now());
     }
 
     /// Notes that a frame was left out because it was late.
@@ -90,13 +132,11 @@ impl Stats {
     }
 
     /// The figures as the property shows them.
-    pub fn structure(&self) -> gst::Structure {
+    pub fn structure(&self, now: Now) -> gst::Structure {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let fps = match (self.left_at.front(), self.left_at.back()) {
-            (Some(first), Some(last)) if last > first => {
-                (self.left_at.len() - 1) as f64 / (*last - *first).as_secs_f64()
-            }
-            _ => 0.0,
+        let (prompt, negative) = match self.prompts.as_deref() {
+            Some(Prompts { prompt, negative }) => (&prompt[..], negative.as_deref()),
+            None => ("", None),
         };
         let mut stats = gst::Structure::builder("streamdiffusion-stats")
             .field("processed", self.counters.processed)
@@ -105,7 +145,9 @@ impl Stats {
             .field("repeated", self.repeated)
             .field("passed", self.passed)
             .field("output", self.output)
-            .field("fps", fps)
+            .field("fps", self.left.per_second())
+            .field("in-fps", self.came.per_second())
+            .field("latency-ns", now.latency.nseconds())
             .field("width", self.size.0 as u32)
             .field("height", self.size.1 as u32)
             .field("model", self.model.as_deref().unwrap_or(""))
@@ -114,6 +156,10 @@ impl Stats {
             .field("device", self.device.as_str())
             .field("precomputed", self.precomputed.as_deref().unwrap_or(""))
             .field("launched", self.launched.as_str())
+            .field("vram", now.vram)
+            .field("load-time-ns", self.loading.as_nanos() as u64)
+            .field("prompt", prompt)
+            .field("negative-prompt", negative.unwrap_or(""))
             .build();
         for (name, stage) in [
             ("encode", Stage::Encode),

@@ -7,9 +7,11 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::prompts::PromptEncoder;
-use super::runtime::{Input, Runtime, TensorOf};
+use super::runtime::{Input, LoadedModel, Runtime, TensorOf};
 use super::settings::{Prompts, Settings};
 use super::stats::Stats;
+use super::story::listener;
+use super::watch::Watch;
 use super::worker::{Finished, Frame, Job, Observer, Restyled, guarded};
 use crate::error::{Error, Result};
 use crate::stream::{Conditioning, Shown, Stream};
@@ -26,6 +28,7 @@ pub struct Studio<R: Runtime> {
     /// The prompts in force.
     conditioning: Option<Conditioning<R::Model>>,
     running: Option<Running<R>>,
+    watch: Watch,
     /// Dropped last: what the others hold lives on its device.
     runtime: R,
 }
@@ -43,8 +46,7 @@ struct Running<R: Runtime> {
 
 impl<R: Runtime> Studio<R> {
     /// With nothing under way.
-    pub fn new(runtime: R, stats: &Mutex<Stats>) -> Result<Self> {
-        stats.lock().loaded(&runtime.handle());
+    pub fn new(runtime: R) -> Result<Self> {
         Ok(Self {
             prompts: PromptEncoder::new(runtime.loaded().model.clone())?,
             runtime,
@@ -53,7 +55,13 @@ impl<R: Runtime> Studio<R> {
             in_force: None,
             conditioning: None,
             running: None,
+            watch: Watch::default(),
         })
+    }
+
+    /// The model.
+    pub fn loaded(&self) -> LoadedModel {
+        self.runtime.handle()
     }
 
     /// Does jobs until nobody can ask for any more.
@@ -77,7 +85,7 @@ impl<R: Runtime> Studio<R> {
                     reply.send(guarded(|| self.runtime.write(&picture, *output)));
                 }
                 Job::Drain(reply) => {
-                    let finished = guarded(|| self.drain());
+                    let finished = guarded(|| self.drain(observer));
                     self.tell(stats);
                     reply.send(finished);
                 }
@@ -86,6 +94,14 @@ impl<R: Runtime> Studio<R> {
                         running.stream.reset();
                         running.primed = false;
                     }
+                    self.watch.forget();
+                }
+                Job::Renew => {
+                    if let Some(running) = &mut self.running {
+                        running.stream.renew();
+                        running.primed = false;
+                    }
+                    self.watch.forget();
                 }
             }
         }
@@ -94,7 +110,9 @@ impl<R: Runtime> Studio<R> {
     fn tell(&self, stats: &Mutex<Stats>) {
         if let Some(running) = &self.running {
             let launched = self.runtime.launched();
-            stats.lock().update(&running.stream, running.size, launched);
+            let mut stats = stats.lock();
+            stats.update(&running.stream, running.size, launched);
+            stats.prompts = self.watch.prompts().cloned();
         }
     }
 
@@ -103,6 +121,7 @@ impl<R: Runtime> Studio<R> {
         let Frame {
             input,
             ticket,
+            stamp,
             settings,
             prime,
             again,
@@ -118,8 +137,11 @@ impl<R: Runtime> Studio<R> {
             _ => self.start(size, &settings)?,
         };
         self.apply(&mut running.stream, &settings, observer);
+        running.stream.listen(observer.teller().map(listener));
+        self.watch.come(stamp);
         let before = running.stream.counters().processed;
         let shown = self.advance(&mut running, input, ticket, (prime, again));
+        self.look(&running, observer);
         // Also after an error: the device may not have read its input yet.
         let finished = self.runtime.finish();
         let shown = shown?;
@@ -156,15 +178,29 @@ impl<R: Runtime> Studio<R> {
     }
 
     /// Finishes all frames under way.
-    fn drain(&mut self) -> Result<Vec<Finished>> {
-        let Some(running) = &mut self.running else {
+    fn drain(&mut self, observer: &impl Observer) -> Result<Vec<Finished>> {
+        let Some(mut running) = self.running.take() else {
             return Ok(Vec::new());
         };
         let shown = running.stream.drain();
+        self.look(&running, observer);
+        self.running = Some(running);
         let finished = self.runtime.finish();
         let shown = shown?;
         finished?;
         Ok(shown.into_iter().map(Self::finished).collect())
+    }
+
+    /// Tells what is worth telling of the frames that came in last.
+    fn look(&mut self, running: &Running<R>, observer: &impl Observer) {
+        let similarity = running.stream.similarity();
+        let filter = (self.in_force.as_ref()).and_then(|settings| settings.similarity());
+        let alike = match (similarity, filter) {
+            (Some(similarity), Some(filter)) => filter.skip_probability(similarity.into()) > 0.0,
+            _ => false,
+        };
+        let counters = running.stream.counters();
+        self.watch.look(counters, similarity, alike, observer);
     }
 
     fn finished(shown: ShownBy<R>) -> Finished {
@@ -188,7 +224,11 @@ impl<R: Runtime> Studio<R> {
     fn start(&mut self, size: (usize, usize), settings: &Arc<Settings>) -> Result<Running<R>> {
         let conditioning = match (&self.conditioning, &self.wanted) {
             (Some(conditioning), _) => conditioning.clone(),
-            (None, Some(prompts)) => self.prompts.wait_for(prompts)?,
+            (None, Some(prompts)) => {
+                let conditioning = self.prompts.wait_for(prompts)?;
+                self.watch.applied(prompts.clone());
+                conditioning
+            }
             (None, None) => return Err(Error::engine("text_encoder", "was asked for no prompt")),
         };
         self.conditioning = Some(conditioning.clone());
@@ -208,6 +248,7 @@ impl<R: Runtime> Studio<R> {
             self.in_force = Some(settings.clone());
             self.applied = Some(settings);
         }
+        self.watch.begin();
         Ok(Running {
             stream,
             size,
@@ -232,7 +273,8 @@ impl<R: Runtime> Studio<R> {
             }
         }
         match self.prompts.take_new() {
-            Some(Ok(conditioning)) => {
+            Some(Ok((prompts, conditioning))) => {
+                self.watch.applied(prompts);
                 self.conditioning = Some(conditioning.clone());
                 stream.set_conditioning(conditioning);
             }

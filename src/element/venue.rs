@@ -42,6 +42,20 @@ impl Venue {
     }
 }
 
+impl Venue {
+    /// Bytes of the GPU's memory that are in use, by whomever; 0 on the CPU, and where the driver does not say.
+    pub fn memory_in_use(&self) -> u64 {
+        match self {
+            Self::Cpu => 0,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => {
+                let memory = gpu.cuda.memory();
+                memory.map_or(0, |(free, total)| total.saturating_sub(free) as u64)
+            }
+        }
+    }
+}
+
 /// The machine that this runs on, and the element's neighbours.
 struct Here<'a>(&'a StreamDiffusion);
 

@@ -3,10 +3,11 @@
 //! The streaming thread asks it for one thing at a time and waits; a flush or a stop ends the wait at once.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -14,11 +15,23 @@ use parking_lot::Mutex;
 use super::runtime::cuda::CudaRuntime;
 use super::runtime::host::HostRuntime;
 use super::runtime::{Input, LoadedModel, Output, Picture, Runtime};
-use super::settings::Settings;
+use super::settings::{Prompts, Settings};
+use super::skipping::Change;
 use super::stats::Stats;
 use super::studio::Studio;
 use super::venue::Venue;
+use crate::engine::Telling;
 use crate::error::{Error, Result};
+use crate::model::Component;
+
+/// What a frame is known by outside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Its time in the stream.
+    pub pts: Option<gst::ClockTime>,
+    /// Its running time.
+    pub running_time: Option<gst::ClockTime>,
+}
 
 /// A picture to restyle.
 pub struct Frame {
@@ -26,6 +39,8 @@ pub struct Frame {
     pub input: Input,
     /// Its name on its way through.
     pub ticket: u64,
+    /// Its name outside.
+    pub stamp: Stamp,
     /// The properties at the time it came in.
     pub settings: Arc<Settings>,
     /// Whether a stream that holds nothing is first filled with copies of this picture, so that one comes out at once.
@@ -65,6 +80,8 @@ pub(super) enum Job {
     Drain(Reply<Vec<Finished>>),
     /// Forget all frames.
     Reset,
+    /// Forget all that frames have left behind.
+    Renew,
 }
 
 /// What comes back for a job.
@@ -185,8 +202,33 @@ impl Interrupt {
     }
 }
 
+/// How far the loading of the model is. Every start has one end: complete, canceled or failed.
+pub enum Loading<'a> {
+    /// It begins.
+    Started,
+    /// This component is next.
+    Component(Component),
+    /// It has ended well, after this time.
+    Complete(&'a LoadedModel, Duration),
+    /// It has ended because the element was stopped.
+    Canceled,
+    /// It has ended with this error, which has been told before.
+    Failed(&'a Error),
+}
+
+/// Takes in what happens to frames, line by line.
+pub type Teller = Arc<dyn Fn(std::fmt::Arguments<'_>) + Send + Sync>;
+
 /// What the worker tells of its own accord.
 pub trait Observer: Send + 'static {
+    /// The model is being loaded.
+    fn loading(&self, loading: Loading<'_>);
+    /// These prompts are in force; the frame is the first that goes through all its steps with them.
+    fn prompts_applied(&self, prompts: &Prompts, first: Stamp);
+    /// The similarity filter began to skip frames, or stopped, with this one.
+    fn skipping(&self, change: Change, with: Stamp);
+    /// Who takes in what happens to frames, if anybody wants to hear of it now.
+    fn teller(&self) -> Option<Teller>;
     /// The model could not be loaded, or the worker broke down: it does nothing more.
     fn failed(&self, error: &Error);
     /// A live change could not be taken over; the old values stay in force.
@@ -199,6 +241,8 @@ pub trait Observer: Send + 'static {
 pub struct Worker {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// Ends the loading before the next component.
+    cancel: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -210,18 +254,20 @@ impl Worker {
         observer: impl Observer,
     ) -> std::io::Result<Self> {
         let (jobs, received) = mpsc::channel();
+        let cancel = Arc::new(AtomicBool::new(false));
+        let canceled = cancel.clone();
         let thread = std::thread::Builder::new()
             .name("sd-worker".into())
             .spawn(move || {
                 match venue {
                     Venue::Cpu => {
-                        let load = || HostRuntime::load(&model);
-                        work(load, &received, &stats, &observer);
+                        let load = |tell: Telling<'_>| HostRuntime::load(&model, tell);
+                        work(load, &canceled, &received, &stats, &observer);
                     }
                     #[cfg(feature = "cuda")]
                     Venue::Gpu(gpu) => {
-                        let load = || CudaRuntime::load(&model, gpu);
-                        work(load, &received, &stats, &observer);
+                        let load = |tell: Telling<'_>| CudaRuntime::load(&model, gpu, tell);
+                        work(load, &canceled, &received, &stats, &observer);
                     }
                 }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
@@ -230,7 +276,13 @@ impl Worker {
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
+            cancel,
         })
+    }
+
+    /// Whether it has ended, because the model could not be loaded.
+    pub fn is_over(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// A way to ask that needs no hold on this handle.
@@ -242,6 +294,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
+        self.cancel.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
             // Panics in there have been turned into errors.
             let _ = thread.join();
@@ -295,6 +348,11 @@ impl Asker {
         let _ = self.0.send(Job::Reset);
     }
 
+    /// Has all that frames have left behind forgotten, as if a stream began, without waiting for it.
+    pub fn renew(&self) {
+        let _ = self.0.send(Job::Renew);
+    }
+
     fn ask<R: Send + 'static>(
         &self,
         interrupt: &Interrupt,
@@ -321,14 +379,35 @@ impl Asker {
 
 /// All that the thread does: loads a model, then does jobs with it until nobody can ask for any more.
 fn work<R: Runtime>(
-    load: impl FnOnce() -> Result<R>,
+    load: impl FnOnce(Telling<'_>) -> Result<R>,
+    canceled: &AtomicBool,
     jobs: &mpsc::Receiver<Job>,
     stats: &Mutex<Stats>,
     observer: &impl Observer,
 ) {
-    match guarded(|| Studio::new(load()?, stats)) {
-        Ok(mut studio) => studio.serve(jobs, stats, observer),
-        Err(error) => observer.failed(&error),
+    let begin = Instant::now();
+    let canceled = || canceled.load(Ordering::SeqCst);
+    let tell = |component| match canceled() {
+        true => Err(Error::engine("model", "is not wanted any more")),
+        false => {
+            observer.loading(Loading::Component(component));
+            Ok(())
+        }
+    };
+    observer.loading(Loading::Started);
+    match guarded(|| Studio::new(load(&tell)?)) {
+        Ok(mut studio) => {
+            let (loaded, took) = (studio.loaded(), begin.elapsed());
+            stats.lock().loaded(&loaded, took);
+            observer.loading(Loading::Complete(&loaded, took));
+            drop(loaded);
+            studio.serve(jobs, stats, observer);
+        }
+        Err(_) if canceled() => observer.loading(Loading::Canceled),
+        Err(error) => {
+            observer.failed(&error);
+            observer.loading(Loading::Failed(&error));
+        }
     }
 }
 

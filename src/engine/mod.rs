@@ -9,6 +9,15 @@ pub mod tensorrt;
 
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
+use crate::model::Component;
+
+/// To be told of each component just before it is loaded. What it answers with an error ends the loading.
+pub type Telling<'a> = &'a dyn Fn(Component) -> Result<()>;
+
+/// Says nothing of what is loaded.
+pub fn silent(_: Component) -> Result<()> {
+    Ok(())
+}
 
 /// An encoded text.
 #[derive(Debug, Clone)]

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 #[cfg(feature = "cuda")]
 use super::onnxruntime::CudaOnnxModel;
 use super::onnxruntime::OnnxModel;
+use super::{Telling, silent};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::Cuda;
 use crate::error::{Error, Result};
@@ -77,7 +78,12 @@ static HOST: Cache<OnnxModel> = Cache::new();
 /// is one, else loaded now, which takes seconds for a big one. It is unloaded when its last user drops it. Failures are
 /// not remembered.
 pub fn load(path: &Path) -> Result<Arc<Loaded>> {
-    HOST.get(path, 0, OnnxModel::open)
+    load_telling(path, &silent)
+}
+
+/// The same, telling of each component; of none where the model is in use already.
+pub fn load_telling(path: &Path, tell: Telling<'_>) -> Result<Arc<Loaded>> {
+    HOST.get(path, 0, |folder| OnnxModel::open_telling(folder, tell))
 }
 
 #[cfg(feature = "cuda")]
@@ -85,9 +91,9 @@ static CUDA: Cache<CudaOnnxModel> = Cache::new();
 
 /// The same, run by ONNX Runtime on a GPU.
 #[cfg(feature = "cuda")]
-pub fn load_cuda(path: &Path, gpu: &Cuda) -> Result<Arc<Loaded<CudaOnnxModel>>> {
+pub fn load_cuda(path: &Path, gpu: &Cuda, tell: Telling<'_>) -> Result<Arc<Loaded<CudaOnnxModel>>> {
     CUDA.get(path, gpu.ordinal(), |folder| {
-        CudaOnnxModel::open(folder, gpu)
+        CudaOnnxModel::open_telling(folder, gpu, tell)
     })
 }
 

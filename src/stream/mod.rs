@@ -10,6 +10,7 @@ pub mod noise;
 pub mod schedule;
 pub mod similarity;
 mod slot;
+mod story;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -23,6 +24,7 @@ pub use guidance::{CfgType, Guidance};
 pub use schedule::Method;
 pub use similarity::Similarity;
 pub use slot::Shown;
+pub use story::{Happening, Listener, Stepped};
 pub use timing::{Stage, StageTimes};
 pub use variation::Variation;
 
@@ -166,6 +168,10 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     last_left: Vec<Arc<D::Tensor>>,
     counters: Counters,
     times: StageTimes,
+    /// How alike the group that came in last and the one that had entered before were, if they were compared.
+    similarity: Option<f32>,
+    /// Who wants to hear of what happens.
+    listener: Option<Listener<T>>,
 }
 
 impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
@@ -212,6 +218,8 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             last_left: Vec::new(),
             counters: Counters::default(),
             times: StageTimes::default(),
+            similarity: None,
+            listener: None,
         })
     }
 
@@ -305,7 +313,34 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         self.slots.clear();
         self.last_entered = None;
         self.last_left.clear();
+        self.similarity = None;
         self.filter.processed();
+    }
+
+    /// Forgets all that frames have left behind, as if the stream began: frames, where noise that changes had got to, and the
+    /// filter's dice. Settings, prompts and counts stay.
+    pub fn renew(&mut self) {
+        self.reset();
+        let Settings {
+            seed, variation, ..
+        } = self.settings;
+        self.filter = SimilarityFilter::new(seed);
+        self.noises = Noises::new(variation, seed);
+        // It goes on where the noise maps stop.
+        self.posterior = TorchGenerator::new(seed);
+        let [c, h, w] = self.latent;
+        self.posterior.randn(self.plan.noise.len() * c * h * w);
+    }
+
+    /// Has `listener` hear of what happens from now on; `None`, which costs nothing: nobody.
+    pub fn listen(&mut self, listener: Option<Listener<T>>) {
+        self.listener = listener;
+    }
+
+    /// How alike the group that came in last and the one that had entered before are (the cosine of the two); `None` if they
+    /// were not compared.
+    pub fn similarity(&self) -> Option<f32> {
+        self.similarity
     }
 
     /// Frames between an input and its output when each frame is processed: n·f − 1.
@@ -363,7 +398,16 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         let again = !std::mem::take(&mut self.fresh) && self.last_entered.is_some();
         let group = self.take_group()?;
         let count = group.tags.len() as u64;
-        if again || self.resembles_last(&group.pictures)? {
+        let skipped = again || self.resembles_last(&group.pictures)?;
+        if let (Some(listener), Some(similarity), false) = (&self.listener, self.similarity, again)
+        {
+            listener(Happening::Compared {
+                frames: &group.tags,
+                similarity,
+                skipped,
+            });
+        }
+        if skipped {
             let tags = group.tags;
             self.counters.skipped += count;
             // The slot that entered last is the newest one, if it is still in flight at all.
@@ -379,6 +423,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     }
 
     fn resembles_last(&mut self, pictures: &D::Tensor) -> Result<bool> {
+        self.similarity = None;
         Ok(match (self.settings.similarity, &self.last_entered) {
             // Without pictures to start from, those that come in say nothing about those that come out.
             (Some(settings), Some(last))
@@ -386,6 +431,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
                     && self.device.same_shape(pictures, last) =>
             {
                 let cosine = self.device.cosine(pictures, last)?;
+                self.similarity = Some(cosine);
                 self.filter.skips(settings, cosine)
             }
             _ => {
@@ -407,6 +453,12 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         let (anchor, x) = match self.settings.mode {
             Mode::ImageToImage => {
                 let anchor = self.encode(&pictures, frames)?;
+                if let Some(listener) = &self.listener {
+                    listener(Happening::Encoded {
+                        frames: &tags,
+                        took: self.times.latest(Stage::Encode),
+                    });
+                }
                 let noise = self.entering_noise(frames)?;
                 let noise = noise.as_ref().unwrap_or(&plan.noise[0]);
                 let (a, b) = (plan.steps[0].a as f32, plan.steps[0].b as f32);
@@ -540,6 +592,13 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         }
         let (guidance, add_noise) = (self.settings.guidance, self.settings.add_noise);
         let Predictions { prompt, negative } = self.predict()?;
+        if let Some(listener) = &self.listener {
+            listener(Happening::Stepped {
+                steps: self.slots.iter().filter_map(stepped).collect(),
+                rows: prompt.len() + negative.len(),
+                took: self.times.latest(Stage::Denoise),
+            });
+        }
         let mut negatives = negative.into_iter();
         let slots = self.slots.iter_mut().filter(|slot| under_way(slot));
         let mut rows: Vec<_> = slots
@@ -604,6 +663,12 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
                 {
                     pictures = self.device.blend(&shares, &pictures, &under)?;
                 }
+                if let Some(listener) = &self.listener {
+                    listener(Happening::Decoded {
+                        frames: story::frames(slot),
+                        took: self.times.latest(Stage::Decode),
+                    });
+                }
                 let pictures = self.device.unstack(pictures);
                 slot.progress = Progress::Done {
                     pictures: pictures.into_iter().map(Arc::new).collect(),
@@ -612,6 +677,17 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         }
         Ok(())
     }
+}
+
+/// The step that `slot` has just taken, if it is under way.
+fn stepped<X, T>(slot: &Slot<X, T>) -> Option<Stepped<'_, T>> {
+    let step = slot.progress.step()?;
+    Some(Stepped {
+        frames: story::frames(slot),
+        step: step + 1,
+        of: slot.plan.steps.len(),
+        timestep: slot.plan.steps[step].timestep,
+    })
 }
 
 /// A slot under way, and what the U-Net gave for it: with the prompt, and with the negative one where guidance wants that.

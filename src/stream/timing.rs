@@ -40,6 +40,11 @@ impl StageTimes {
         result
     }
 
+    /// The last duration of `stage` that was noted.
+    pub fn latest(&self, stage: Stage) -> Option<Duration> {
+        self.0[stage as usize].back().copied()
+    }
+
     /// The `share` quantile (0.5: the median) of the durations of `stage` kept, zero when there are none.
     pub fn quantile(&self, stage: Stage, share: f64) -> Duration {
         let mut durations: Vec<_> = self.0[stage as usize].iter().copied().collect();
@@ -68,6 +73,9 @@ mod tests {
             Duration::from_millis(95)
         );
         assert_eq!(times.quantile(Stage::Denoise, 0.5), Duration::ZERO);
+        let latest = times.latest(Stage::Encode);
+        assert_eq!(latest, Some(Duration::from_millis(100)));
+        assert_eq!(times.latest(Stage::Denoise), None);
         assert_eq!(times.measure(&Host, Stage::Denoise, || 7), 7);
         assert_eq!(times.0[Stage::Denoise as usize].len(), 1);
     }

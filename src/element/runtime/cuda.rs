@@ -12,6 +12,7 @@ use crate::device::cuda::{Cuda, CudaTensor, Launches};
 use crate::device::video::{Colour, VideoLayout};
 use crate::element::cuda::{Gpu, Mapped, is_cuda};
 use crate::element::layout::{colour, layout};
+use crate::engine::Telling;
 use crate::engine::onnxruntime::CudaOnnxModel;
 use crate::engine::shared::{self, Loaded};
 use crate::error::{Error, Result};
@@ -61,10 +62,10 @@ impl CudaInput {
 }
 
 impl CudaRuntime {
-    /// Loads the model in the folder `model` onto a GPU.
-    pub fn load(model: &Path, gpu: Arc<Gpu>) -> Result<Self> {
+    /// Loads the model in the folder `model` onto a GPU, telling of each component.
+    pub fn load(model: &Path, gpu: Arc<Gpu>, tell: Telling<'_>) -> Result<Self> {
         Ok(Self {
-            loaded: shared::load_cuda(model, &gpu.cuda).map_err(|error| match error {
+            loaded: shared::load_cuda(model, &gpu.cuda, tell).map_err(|error| match error {
                 Error::Engine { component, what } => Error::Engine {
                     component,
                     what: format!("{what}; backend=onnxruntime-cpu runs it on the CPU"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::convert::{self, Exporter, Importer};
 use super::{Input, LoadedModel, Output, Picture, Runtime, foreign};
 use crate::device::{Host, HostTensor};
+use crate::engine::Telling;
 use crate::engine::onnxruntime::OnnxModel;
 use crate::engine::shared::{self, Loaded};
 use crate::error::{Error, Result};
@@ -14,9 +15,9 @@ use crate::error::{Error, Result};
 pub struct HostRuntime(Arc<Loaded>);
 
 impl HostRuntime {
-    /// Loads the model in the folder `model`.
-    pub fn load(model: &Path) -> Result<Self> {
-        shared::load(model).map(Self)
+    /// Loads the model in the folder `model`, telling of each component.
+    pub fn load(model: &Path, tell: Telling<'_>) -> Result<Self> {
+        shared::load_telling(model, tell).map(Self)
     }
 }
 

@@ -7,9 +7,9 @@ use super::session::{Session, Values};
 use super::text::Texts;
 use super::unet::{Context, Unet, expect};
 use crate::device::HostTensor;
-use crate::engine::{Denoise, Limits, Model, Text};
+use crate::engine::{Denoise, Limits, Model, Telling, Text, silent};
 use crate::error::Result;
-use crate::model::{ComponentFile, ModelFolder};
+use crate::model::{Component, ComponentFile, ModelFolder};
 
 /// A model folder run by ONNX Runtime on the host.
 pub struct OnnxModel {
@@ -24,24 +24,38 @@ pub struct OnnxModel {
 impl OnnxModel {
     /// Loads all components of `folder`. What the U-Net can compute ahead is split from it.
     pub fn open(folder: &ModelFolder) -> Result<Self> {
-        Self::load(folder, true)
+        Self::load(folder, true, &silent)
+    }
+
+    /// The same, telling of each component.
+    pub fn open_telling(folder: &ModelFolder, tell: Telling<'_>) -> Result<Self> {
+        Self::load(folder, true, tell)
     }
 
     /// The same with the U-Net in one piece, to compare.
     pub fn open_whole(folder: &ModelFolder) -> Result<Self> {
-        Self::load(folder, false)
+        Self::load(folder, false, &silent)
     }
 
-    fn load(folder: &ModelFolder, split: bool) -> Result<Self> {
+    fn load(folder: &ModelFolder, split: bool, tell: Telling<'_>) -> Result<Self> {
         let on = Providers {
             texts: Provider::Cpu,
             frames: Provider::Cpu,
         };
         Ok(Self {
-            texts: Texts::open(folder, &on.texts)?,
-            unet: Unet::open(folder, split, &on)?,
-            vae_encoder: Transform::open(folder.vae_encoder())?,
-            vae_decoder: Transform::open(folder.vae_decoder())?,
+            texts: Texts::open(folder, &on.texts, tell)?,
+            unet: {
+                tell(Component::Unet)?;
+                Unet::open(folder, split, &on)?
+            },
+            vae_encoder: {
+                tell(Component::VaeEncoder)?;
+                Transform::open(folder.vae_encoder())?
+            },
+            vae_decoder: {
+                tell(Component::VaeDecoder)?;
+                Transform::open(folder.vae_decoder())?
+            },
             geometry: Geometry::new(folder),
             backend: format!("onnxruntime {} (CPU)", library::runtime()?.version),
         })

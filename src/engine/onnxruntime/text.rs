@@ -3,7 +3,7 @@
 use super::provider::Provider;
 use super::session::{Session, Values};
 use crate::device::HostTensor;
-use crate::engine::Text;
+use crate::engine::{Telling, Text};
 use crate::error::Result;
 use crate::model::{Chunk, ComponentFile, ModelFolder, Role, TextEncoder, Tokenizer, weigh};
 
@@ -21,9 +21,10 @@ struct Encoder {
 }
 
 impl Texts {
-    /// Loads the text encoders of `folder`.
-    pub fn open(folder: &ModelFolder, provider: &Provider) -> Result<Self> {
+    /// Loads the text encoders of `folder`, after `tell` has been told of each.
+    pub fn open(folder: &ModelFolder, provider: &Provider, tell: Telling<'_>) -> Result<Self> {
         let encoder = |encoder: &TextEncoder| {
+            tell(encoder.file.component)?;
             Ok(Encoder {
                 session: Session::open(&encoder.file, provider)?,
                 file: encoder.file.clone(),

@@ -10,9 +10,9 @@ use crate::engine::onnxruntime::library;
 use crate::engine::onnxruntime::provider::{Provider, Providers};
 use crate::engine::onnxruntime::text::Texts;
 use crate::engine::onnxruntime::unet::Context;
-use crate::engine::{Denoise, Limits, Model, Text};
+use crate::engine::{Denoise, Limits, Model, Telling, Text, silent};
 use crate::error::Result;
-use crate::model::ModelFolder;
+use crate::model::{Component, ModelFolder};
 
 /// A model folder run by ONNX Runtime's CUDA provider on a CUDA device.
 ///
@@ -38,15 +38,20 @@ impl CudaOnnxModel {
     /// Loads all components of `folder` on `cuda`. What the U-Net can compute ahead is split from it. An error says what is
     /// missing where this ONNX Runtime cannot use a GPU.
     pub fn open(folder: &ModelFolder, cuda: &Cuda) -> Result<Self> {
-        Self::load(folder, cuda, true)
+        Self::load(folder, cuda, true, &silent)
+    }
+
+    /// The same, telling of each component.
+    pub fn open_telling(folder: &ModelFolder, cuda: &Cuda, tell: Telling<'_>) -> Result<Self> {
+        Self::load(folder, cuda, true, tell)
     }
 
     /// The same with the U-Net in one piece, to compare.
     pub fn open_whole(folder: &ModelFolder, cuda: &Cuda) -> Result<Self> {
-        Self::load(folder, cuda, false)
+        Self::load(folder, cuda, false, &silent)
     }
 
-    fn load(folder: &ModelFolder, cuda: &Cuda, split: bool) -> Result<Self> {
+    fn load(folder: &ModelFolder, cuda: &Cuda, split: bool, tell: Telling<'_>) -> Result<Self> {
         let runtime = library::runtime()?;
         options::check(runtime)?;
         let graphs = Graphs::of(runtime);
@@ -55,7 +60,7 @@ impl CudaOnnxModel {
             frames: Provider::Cuda(CudaProvider::of_frames(cuda, graphs)),
         };
         let backend = format!("onnxruntime {} (CUDA, {})", runtime.version, cuda.name());
-        Self::load_on(folder, cuda, split, &on, backend)
+        Self::load_on(folder, cuda, split, &on, backend, tell)
     }
 
     fn load_on(
@@ -64,12 +69,22 @@ impl CudaOnnxModel {
         split: bool,
         on: &Providers,
         backend: String,
+        tell: Telling<'_>,
     ) -> Result<Self> {
         Ok(Self {
-            texts: Texts::open(folder, &on.texts)?,
-            unet: CudaUnet::open(folder, split, cuda, on)?,
-            vae_encoder: Transform::open(folder.vae_encoder(), cuda, &on.frames)?,
-            vae_decoder: Transform::open(folder.vae_decoder(), cuda, &on.frames)?,
+            texts: Texts::open(folder, &on.texts, tell)?,
+            unet: {
+                tell(Component::Unet)?;
+                CudaUnet::open(folder, split, cuda, on)?
+            },
+            vae_encoder: {
+                tell(Component::VaeEncoder)?;
+                Transform::open(folder.vae_encoder(), cuda, &on.frames)?
+            },
+            vae_decoder: {
+                tell(Component::VaeDecoder)?;
+                Transform::open(folder.vae_decoder(), cuda, &on.frames)?
+            },
             geometry: Geometry::new(folder),
             backend,
             cuda: cuda.clone(),

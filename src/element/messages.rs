@@ -1,0 +1,154 @@
+//! What the element tells of its own accord: messages on the bus, and lines in the log.
+//!
+//! Messages of type `PROGRESS` have the code `loading`. Those of type `ELEMENT` are named after the element:
+//! `streamdiffusion-model-loaded`, `-prompt-applied`, `-skipping` and `-resumed`; their times and durations are `guint64`
+//! nanoseconds, and a time that is not known is left out. All are posted from the worker's thread, which holds no lock.
+
+use std::sync::Arc;
+
+use gst::glib;
+use gst::prelude::*;
+
+use super::settings::Prompts;
+use super::skipping::Change;
+use super::worker::{Loading, Observer, Stamp, Teller};
+use super::{CAT, StreamDiffusion, errors, story};
+use crate::error::Error;
+
+/// Posts what the worker tells, as long as the element exists.
+pub struct ElementObserver {
+    element: glib::WeakRef<StreamDiffusion>,
+    /// The model folder as asked for.
+    model: String,
+    /// Where it runs, and why.
+    device: String,
+    reason: String,
+}
+
+impl ElementObserver {
+    /// For an element that loads the model in the folder `model` and runs it on `device`, chosen for `reason`.
+    pub fn new(element: &StreamDiffusion, model: String, device: String, reason: String) -> Self {
+        Self {
+            element: element.downgrade(),
+            model,
+            device,
+            reason,
+        }
+    }
+
+    /// Tells how far a task is that the pipeline may wait for: `code` names the task, `text` what is being done.
+    fn progress(&self, kind: gst::ProgressType, code: &str, text: &str) {
+        if let Some(element) = self.element.upgrade() {
+            gst::debug!(CAT, obj = element, "Progress of {code}: {kind:?}, {text}");
+            let message = gst::message::Progress::builder(kind, code, text).src(&element);
+            post(&element, message.build());
+        }
+    }
+
+    /// Posts `structure` as a message of the element.
+    fn post(&self, structure: gst::Structure) {
+        if let Some(element) = self.element.upgrade() {
+            gst::info!(CAT, obj = element, "{structure}");
+            let message = gst::message::Element::builder(structure).src(&element);
+            post(&element, message.build());
+        }
+    }
+}
+
+fn post(element: &StreamDiffusion, message: gst::Message) {
+    if element.post_message(message).is_err() {
+        gst::debug!(CAT, obj = element, "No bus to post to");
+    }
+}
+
+impl Observer for ElementObserver {
+    fn loading(&self, loading: Loading<'_>) {
+        use gst::ProgressType::{Canceled, Complete, Continue, Error, Start};
+        let progress = |kind, text: &str| self.progress(kind, "loading", text);
+        match loading {
+            Loading::Started => progress(Start, &format!("loading model {}", self.model)),
+            Loading::Component(component) => progress(Continue, &format!("loading {component}")),
+            Loading::Complete(loaded, took) => {
+                progress(Complete, &format!("loaded {}", loaded.folder().name()));
+                self.post(
+                    gst::Structure::builder("streamdiffusion-model-loaded")
+                        .field("model", loaded.folder().name())
+                        .field("backend", loaded.backend())
+                        .field("device", &self.device)
+                        .field("reason", &self.reason)
+                        .field("load-time-ns", took.as_nanos() as u64)
+                        .build(),
+                );
+            }
+            Loading::Canceled => progress(Canceled, "the element was stopped"),
+            Loading::Failed(error) => progress(Error, &error.to_string()),
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        if let Some(element) = self.element.upgrade() {
+            gst::error!(CAT, obj = element, "{error}");
+            element.post_error_message(errors::message(error));
+        }
+    }
+
+    fn change_refused(&self, error: &Error) {
+        if let Some(element) = self.element.upgrade() {
+            gst::element_warning!(
+                element,
+                gst::LibraryError::Settings,
+                ("{error}; the old value stays in force")
+            );
+        }
+    }
+
+    fn warned(&self, error: &Error) {
+        if let Some(element) = self.element.upgrade() {
+            gst::element_warning!(element, gst::LibraryError::Settings, ("{error}"));
+        }
+    }
+
+    fn prompts_applied(&self, prompts: &Prompts, first: Stamp) {
+        self.post(
+            gst::Structure::builder("streamdiffusion-prompt-applied")
+                .field("prompt", &prompts.prompt)
+                .field("negative-prompt", prompts.negative.as_deref().unwrap_or(""))
+                .field_if_some("pts", first.pts)
+                .field_if_some("running-time", first.running_time)
+                .build(),
+        );
+    }
+
+    fn skipping(&self, change: Change, with: Stamp) {
+        let (name, similarity, skipped) = match change {
+            Change::Skipping {
+                similarity,
+                skipped,
+            } => ("skipping", Some(similarity), skipped),
+            Change::Resumed {
+                similarity,
+                skipped,
+            } => ("resumed", similarity, skipped),
+        };
+        self.post(
+            gst::Structure::builder(format!("streamdiffusion-{name}"))
+                .field_if_some("similarity", similarity.map(f64::from))
+                .field("skipped", skipped)
+                .field_if_some("pts", with.pts)
+                .field_if_some("running-time", with.running_time)
+                .build(),
+        );
+    }
+
+    fn teller(&self) -> Option<Teller> {
+        story::wanted().then(|| {
+            let element = self.element.clone();
+            let teller: Teller = Arc::new(move |line| {
+                if let Some(element) = element.upgrade() {
+                    gst::log!(CAT, obj = element, "{line}");
+                }
+            });
+            teller
+        })
+    }
+}

@@ -1,0 +1,137 @@
+//! Loading a model before the element starts: what the action signal `load` does.
+
+use std::path::PathBuf;
+
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+
+use super::imp::StreamDiffusion;
+use super::messages::ElementObserver;
+use super::settings::Settings;
+use super::stats::Stats;
+use super::venue::Venue;
+use super::worker::Worker;
+use super::{Backend, CAT, errors, model_path};
+
+/// What decides which model is loaded, and where.
+#[derive(Debug, Clone, PartialEq)]
+struct Order {
+    model: PathBuf,
+    backend: Backend,
+    device_id: i32,
+}
+
+impl Order {
+    /// By these properties; an error where there is no bundled model.
+    fn of(settings: &Settings) -> Result<Self, gst::ErrorMessage> {
+        let model = match &settings.model {
+            Some(model) => model.clone(),
+            None => model_path::bundled().map_err(|error| errors::message(&error))?,
+        };
+        Ok(Self {
+            model,
+            backend: settings.backend,
+            device_id: settings.device_id,
+        })
+    }
+}
+
+/// A worker that loads, or has loaded, a model for an element that has not started yet.
+pub(super) struct Preload {
+    order: Order,
+    venue: Venue,
+    worker: Worker,
+}
+
+impl StreamDiffusion {
+    /// Begins to load the model in the background, in READY. Whether it did: not in another state, nor where the same
+    /// model has been asked for already.
+    pub(super) fn preload(&self) -> bool {
+        if !self.rests() {
+            gst::debug!(CAT, imp = self, "Models are loaded ahead in READY only");
+            return false;
+        }
+        let settings = self.settings.lock().clone();
+        let order = match Order::of(&settings) {
+            Ok(order) => order,
+            Err(error) => {
+                self.post_error_message(error);
+                return false;
+            }
+        };
+        let other = {
+            let mut preload = self.preload.lock();
+            match &*preload {
+                Some(same) if same.order == order && !same.worker.is_over() => return false,
+                _ => preload.take(),
+            }
+        };
+        // Gives up what is not wanted any more.
+        drop(other);
+        match self.begin_loading(&order) {
+            Ok((worker, venue)) => {
+                let preload = Preload {
+                    order,
+                    venue,
+                    worker,
+                };
+                let other = self.preload.lock().replace(preload);
+                drop(other);
+            }
+            Err(error) => {
+                self.post_error_message(error);
+                return false;
+            }
+        }
+        // A change of state that began meanwhile has not seen it.
+        let late = !self.rests();
+        if late {
+            self.forget_preload();
+        }
+        !late
+    }
+
+    /// Gives up a model that is loaded ahead; waits for the component that is being loaded.
+    pub(super) fn forget_preload(&self) {
+        let preload = self.preload.lock().take();
+        drop(preload);
+    }
+
+    /// The worker that has the model that `settings` ask for: the one that loads it already, else a new one.
+    pub(super) fn loading_worker(&self, settings: &Settings) -> Result<Worker, gst::ErrorMessage> {
+        let order = Order::of(settings)?;
+        let preload = self.preload.lock().take();
+        if let Some(preload) = preload
+            && preload.order == order
+            && !preload.worker.is_over()
+        {
+            *self.venue.lock() = Some(preload.venue);
+            return Ok(preload.worker);
+        }
+        self.begin_loading(&order).map(|(worker, _)| worker)
+    }
+
+    /// Decides where to run the model, and starts a worker that loads it.
+    fn begin_loading(&self, order: &Order) -> Result<(Worker, Venue), gst::ErrorMessage> {
+        let model = order.model.display().to_string();
+        gst::info!(CAT, imp = self, "Loading model {model}");
+        let (venue, reason) = self.decide().map_err(|error| errors::message(&error))?;
+        let device = venue.name();
+        *self.stats.lock() = Stats::started(device.clone(), reason.clone());
+        let observer = ElementObserver::new(&self.obj(), model, device, reason);
+        let worker = Worker::new(
+            order.model.clone(),
+            venue.clone(),
+            self.stats.clone(),
+            observer,
+        )
+        .map_err(|err| gst::error_msg!(gst::LibraryError::Init, ("no worker thread: {err}")))?;
+        Ok((worker, venue))
+    }
+
+    /// Whether the element is in READY, and stays there.
+    fn rests(&self) -> bool {
+        let (_, current, pending) = self.obj().state(Some(gst::ClockTime::ZERO));
+        (current, pending) == (gst::State::Ready, gst::State::VoidPending)
+    }
+}
