@@ -20,13 +20,14 @@ const CALM: &[Setting] = &[
     ("mode", "img2img"),
     ("noise", "fixed"),
     ("scheduler", "auto"),
+    ("mix", "0.75"),
 ];
 
 /// What is set at the i-th change of the storm.
 fn storm(i: u64) -> Vec<(&'static str, String)> {
     let pick = |values: &[&str]| values[i as usize % values.len()].to_string();
     let mut changes = vec![("prompt", format!("cat {i}"))];
-    changes.push(match i % 13 {
+    changes.push(match i % 14 {
         0 => ("steps", (1 + i % 4).to_string()),
         1 => ("strength", (i % 10) as f64 / 10.0).into_text(),
         2 => ("guidance-scale", 1.0 + (i % 7) as f64 / 5.0).into_text(),
@@ -39,6 +40,7 @@ fn storm(i: u64) -> Vec<(&'static str, String)> {
         9 => ("noise", pick(&["walk", "fixed", "fresh"])),
         10 => ("scheduler", pick(&["tcd", "auto", "lcm"])),
         11 => ("eta", (i % 5) as f64 / 4.0).into_text(),
+        12 => ("mix", (i % 5) as f64 / 4.0).into_text(),
         _ => ("add-noise", i.is_multiple_of(2).to_string()),
     });
     changes
@@ -182,6 +184,7 @@ fn every_live_setting_takes_effect_as_if_set_from_the_start() {
         ("cfg-type", "none"),
         ("seed", "99"),
         ("add-noise", "false"),
+        ("mix", "0.5"),
     ] {
         let rig = Rig::playing(base, &rgb());
         rig.push_frames(0..1);
@@ -281,4 +284,125 @@ fn a_controller_drives_properties_by_stream_time() {
         difference(&other[0], &strong[0]) > 1,
         "strength does nothing"
     );
+}
+
+/// Values for a controller to go between, where a property's own range goes beyond what the model can do.
+fn bounds(spec: &gst::glib::ParamSpec) -> (f64, f64) {
+    match spec.name() {
+        "num-inference-steps" => return (20.0, 50.0),
+        "guidance-scale" => return (1.0, 3.0),
+        _ => {}
+    }
+    if let Some(spec) = spec.downcast_ref::<gst::glib::ParamSpecUInt>() {
+        let most = spec.maximum().min(spec.minimum().saturating_add(7));
+        return (spec.minimum().into(), most.into());
+    }
+    let spec = spec.downcast_ref::<gst::glib::ParamSpecDouble>();
+    let spec = spec.expect("a number of another kind");
+    (spec.minimum(), spec.maximum().min(spec.minimum() + 2.0))
+}
+
+/// A property's value as a number.
+fn number(element: &gst::Element, name: &str) -> f64 {
+    use gst::prelude::*;
+    let value = element.property_value(name);
+    match value.get::<u32>() {
+        Ok(number) => number.into(),
+        Err(_) => value.get().unwrap(),
+    }
+}
+
+/// Each frame is made with what a line from one value to another has at its time, all properties at once and each by
+/// itself.
+#[test]
+fn every_controllable_number_follows_an_interpolation() {
+    use gst::prelude::*;
+    use gst_controller::prelude::*;
+    const FRAMES: u64 = 8;
+    let line = |element: &gst::Element, spec: &gst::glib::ParamSpec| {
+        let source = gst_controller::InterpolationControlSource::new();
+        source.set_mode(gst_controller::InterpolationMode::Linear);
+        let binding =
+            gst_controller::DirectControlBinding::new_absolute(element, spec.name(), &source);
+        element.add_control_binding(&binding).unwrap();
+        let (from, to) = bounds(spec);
+        assert!(source.set(time(0), from) && source.set(time(FRAMES - 1), to));
+    };
+    let expected = |spec: &gst::glib::ParamSpec, k: u64| {
+        let (from, to) = bounds(spec);
+        from + (to - from) * k as f64 / (FRAMES - 1) as f64
+    };
+    let specs: Vec<_> = make(&[])
+        .list_properties()
+        .iter()
+        .filter(|spec| spec.flags().contains(gst::PARAM_FLAG_CONTROLLABLE))
+        .filter(|spec| spec.value_type() != bool::static_type())
+        .cloned()
+        .collect();
+    let named = |name: &str| specs.iter().any(|spec| spec.name() == name);
+    for name in [
+        "steps",
+        "strength",
+        "guidance-scale",
+        "delta",
+        "eta",
+        "ssf-threshold",
+        "mix",
+    ] {
+        assert!(named(name), "{name} is not controllable");
+    }
+    keep_model();
+    for each in specs.iter().map(std::slice::from_ref).chain([&specs[..]]) {
+        let element = make(&[]);
+        each.iter().for_each(|spec| line(&element, spec));
+        let rig = Rig::with(element, Neighbours::default());
+        rig.play(&rgb());
+        for k in 0..FRAMES {
+            rig.push_frames(k..k + 1);
+            for spec in each {
+                let (found, expected) = (number(&rig.element, spec.name()), expected(spec, k));
+                // Whole numbers are cut or rounded.
+                let near = match spec.value_type() == u32::static_type() {
+                    true => 1.0,
+                    false => 1e-6,
+                };
+                let what = format!("{}, frame {k}: {found}, not {expected}", spec.name());
+                assert!((found - expected).abs() < near, "{what}");
+            }
+        }
+        rig.end();
+        assert_eq!(rig.frames().len() as u64, FRAMES);
+        let errors = rig.errors();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+}
+
+/// A picture fades in: with each frame the share that is set for its time.
+#[test]
+fn a_controller_fades_the_restyled_picture_in() {
+    use gst::prelude::*;
+    use gst_controller::prelude::*;
+    let steps = [("t-index-list", "32,45")];
+    let element = make(&steps);
+    let source = gst_controller::InterpolationControlSource::new();
+    source.set_mode(gst_controller::InterpolationMode::Linear);
+    let binding = gst_controller::DirectControlBinding::new(&element, "mix", &source);
+    element.add_control_binding(&binding).unwrap();
+    assert!(source.set(time(0), 0.0) && source.set(time(4), 1.0));
+    let rig = Rig::with(element, Neighbours::default());
+    rig.play(&rgb());
+    rig.push_frames(0..5);
+    rig.end();
+    let found = rig.pictures();
+    assert_eq!(found.len(), 5);
+    for (k, (found, wet)) in (0..).zip(found.iter().zip(restyled(&steps, 0..5))) {
+        let share = k as f64 / 4.0;
+        let pairs = wet.iter().zip(picture(k));
+        let expected: Vec<u8> = pairs
+            .map(|(wet, dry)| {
+                (share * f64::from(*wet) + (1.0 - share) * f64::from(dry)).round() as u8
+            })
+            .collect();
+        same(found, &expected, &format!("frame {k}"));
+    }
 }

@@ -1,9 +1,10 @@
-//! What happens while the model loads: frames wait or pass, a flush and a stop end the wait. Alone in its program, because the environment and the library belong to the
+//! What happens while the model loads: frames wait or pass, a flush and a stop end the wait, also before the element has
+//! started. Alone in its program, because the environment and the library belong to the
 //! whole process.
 
 mod common;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +34,35 @@ fn push(rig: &Rig) -> JoinHandle<Flow> {
     pad.remove_probe(probe.unwrap());
     assert!(!pushing.is_finished(), "the frame did not wait");
     pushing
+}
+
+/// The kinds of the messages of progress so far.
+fn progress(rig: &Rig) -> Vec<gst::ProgressType> {
+    let messages = rig.messages(&[gst::MessageType::Progress]);
+    let kind = |message: &gst::Message| match message.view() {
+        gst::MessageView::Progress(progress) => progress.type_(),
+        _ => unreachable!(),
+    };
+    messages.iter().map(kind).collect()
+}
+
+/// Opens `pipe`, which can be done once the library has it open: the model is known to be loading, and goes on when what
+/// this gives is dropped.
+#[track_caller]
+fn hold(pipe: &Path) -> File {
+    let start = std::time::Instant::now();
+    loop {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK);
+        match options.open(pipe) {
+            Ok(held) => return held,
+            Err(_) => assert!(
+                start.elapsed() < std::time::Duration::from(PATIENCE),
+                "nothing is loaded"
+            ),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 /// A library that is no ONNX Runtime, but says so only after `pipe` is closed.
@@ -67,20 +97,24 @@ fn while_the_model_loads_frames_pass_or_wait_until_a_flush_or_a_stop() {
     // SAFETY: this program's only test, and nothing else reads or writes the environment now.
     unsafe { std::env::set_var("ORT_DYLIB_PATH", library) };
 
+    // Asked for in READY it is given up in NULL, which waits for the loader.
+    rig.element.set_state(gst::State::Ready).unwrap();
+    assert!(rig.element.emit_by_name::<bool>("load", &[]));
+    let held = hold(&pipe);
+    assert!(!rig.element.emit_by_name::<bool>("load", &[]), "twice");
+    let element = rig.element.clone();
+    let stopping = std::thread::spawn(move || element.set_state(gst::State::Null));
+    drop(held);
+    stopping.join().unwrap().unwrap();
+    let progress = progress(&rig);
+    assert_eq!(progress.first(), Some(&gst::ProgressType::Start));
+    // The library may have been found out before the element was stopped.
+    let last = [gst::ProgressType::Canceled, gst::ProgressType::Error];
+    assert!(progress.last().is_some_and(|end| last.contains(end)));
+    rig.errors();
+
     rig.play(&rgb());
-    let mut held = None;
-    let start = std::time::Instant::now();
-    // It can be opened once the library has it open, so that the model is known to be loading from here on.
-    while held.is_none() {
-        assert!(
-            start.elapsed() < std::time::Duration::from(PATIENCE),
-            "nothing is loaded"
-        );
-        let mut options = OpenOptions::new();
-        options.write(true).custom_flags(libc::O_NONBLOCK);
-        held = options.open(&pipe).ok();
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    let held = hold(&pipe);
 
     set(&rig.element, &[("while-loading", "passthrough")]);
     rig.push_frames(0..3);
@@ -107,9 +141,20 @@ fn while_the_model_loads_frames_pass_or_wait_until_a_flush_or_a_stop() {
     let element = rig.element.clone();
     let stopping = std::thread::spawn(move || element.set_state(gst::State::Null));
     assert_eq!(pushing.join().unwrap(), Err(gst::FlowError::Flushing));
+    // Frames are let go just before the worker is told: its progress then ends, but not as a failure.
+    wait_until("the element stops", || {
+        let (_, _, pending) = rig.element.state(gst::ClockTime::ZERO);
+        pending == gst::State::Null
+    });
     drop(held);
     stopping.join().unwrap().unwrap();
     rig.stop();
+    let progress = self::progress(&rig);
+    assert_eq!(progress.first(), Some(&gst::ProgressType::Start));
+    let ends = |kind: &&gst::ProgressType| {
+        !matches!(kind, gst::ProgressType::Start | gst::ProgressType::Continue)
+    };
+    assert_eq!(progress.iter().filter(ends).count(), 1, "{progress:?}");
 
     // SAFETY: as above; the loader has been joined.
     match real {

@@ -496,6 +496,7 @@ impl StreamDiffusion {
     /// does, is not taken for them.
     pub(super) fn abandon(&self) {
         let events = self.state.lock().clear();
+        self.story.forget();
         for event in events {
             self.parent_sink_event(event);
         }
@@ -511,6 +512,7 @@ impl StreamDiffusion {
             }
         }
         self.lateness.lock().reset();
+        self.story.forget();
         self.interrupt.end();
     }
 

@@ -140,7 +140,11 @@ impl<R: Runtime> Studio<R> {
         running.stream.listen(observer.teller().map(listener));
         self.watch.come(stamp);
         let before = running.stream.counters().processed;
+        let primes = prime && !running.primed;
         let shown = self.advance(&mut running, input, ticket, (prime, again));
+        if primes && shown.is_ok() {
+            self.watch.entered(stamp, observer);
+        }
         self.look(&running, observer);
         // Also after an error: the device may not have read its input yet.
         let finished = self.runtime.finish();

@@ -49,6 +49,15 @@ impl Watch {
         self.first.get_or_insert(stamp);
     }
 
+    /// A frame entered the stream, whether or not that is counted.
+    pub fn entered(&mut self, stamp: Stamp, observer: &impl Observer) {
+        if std::mem::take(&mut self.new)
+            && let Some(prompts) = &self.prompts
+        {
+            observer.prompts_applied(prompts, stamp);
+        }
+    }
+
     /// The stream has counted so many frames by now. Of the group that came in last: how alike it was to the one that had
     /// entered before, if they were compared, and whether it could have been skipped for that.
     pub fn look(
@@ -66,11 +75,8 @@ impl Watch {
             return;
         }
         let first = self.first.take().unwrap_or_default();
-        if processed
-            && std::mem::take(&mut self.new)
-            && let Some(prompts) = &self.prompts
-        {
-            observer.prompts_applied(prompts, first);
+        if processed {
+            self.entered(first, observer);
         }
         let change = match processed {
             true => self.skipping.processed(similarity, alike),
