@@ -453,9 +453,9 @@ fn a_reset_begins_anew_after_the_frames_under_way() {
     assert!(rig.errors().is_empty());
 }
 
-fn launch(folder: &Folder, debug: &str, settings: &str) -> (String, String) {
+fn launch(folder: &Folder, debug: &str, settings: &str, source: &str) -> (String, String) {
     let line = format!(
-        "gst-launch-1.0 videotestsrc num-buffers=5 pattern=black ! video/x-raw,format=RGB,width=64,height=64,framerate=25/1 ! \
+        "gst-launch-1.0 videotestsrc {source} num-buffers=5 pattern=black ! video/x-raw,format=RGB,width=64,height=64,framerate=25/1 ! \
          streamdiffusion name=it model={} {settings} ! fakesink",
         parity().display()
     );
@@ -487,7 +487,7 @@ fn story(log: &str, ticket: u64) -> Vec<String> {
 #[test]
 fn level_six_tells_the_story_of_a_frame_and_level_five_of_none() {
     let settings = "t-index-list=32,45 similarity-filter=true ssf-threshold=1";
-    let (log, _) = launch(&Folder::new(), "streamdiffusion:6", settings);
+    let (log, _) = launch(&Folder::new(), "streamdiffusion:6", settings, "");
     let told = story(&log, 3);
     let expected = [
         "Frame 3: in, pts 0:00:00.080000000, 64x64 RGB",
@@ -512,24 +512,36 @@ fn level_six_tells_the_story_of_a_frame_and_level_five_of_none() {
         &Folder::new(),
         "streamdiffusion:6",
         "t-index-list=35 similarity-filter=true",
+        "",
     );
     let told = story(&log, 4);
     assert_eq!(told.len(), 3, "{told:?}");
     assert!(told[1].ends_with("skipped"), "{told:?}");
 
-    let (log, _) = launch(&Folder::new(), "streamdiffusion:5", settings);
+    let (log, _) = launch(&Folder::new(), "streamdiffusion:5", settings, "");
     assert!(log.contains("Progress of loading"), "nothing at all: {log}");
     assert!(!log.contains("Frame "), "{log}");
 }
 
+/// A live pipeline, which would go to PLAYING at once: with what it shows, gst-launch waits for the model first, so that
+/// the first frames are not late.
 #[test]
-fn gst_launch_shows_the_progress() {
-    let (_, out) = launch(&Folder::new(), "0", "");
-    let progress: Vec<_> = out
-        .lines()
-        .filter(|line| line.starts_with("Progress: (loading) "))
-        .collect();
-    assert_eq!(progress.len(), 6, "{out}");
-    assert!(progress[2].ends_with("loading unet"));
-    assert!(progress[5].ends_with("loaded model"), "{out}");
+fn gst_launch_waits_for_the_progress() {
+    let (_, out) = launch(&Folder::new(), "0", "", "is-live=true");
+    let lines: Vec<_> = out.lines().collect();
+    let at = |text: &str| {
+        let found = lines.iter().position(|line| line.contains(text));
+        found.unwrap_or_else(|| panic!("no {text:?}: {out}"))
+    };
+    let order = [
+        "Progress: (loading) loading model ",
+        "Prerolled, waiting for progress to finish",
+        "Progress: (loading) loaded model",
+        "Setting pipeline to PLAYING",
+    ];
+    assert!(order.map(at).is_sorted(), "{out}");
+    let components = lines
+        .iter()
+        .filter(|line| line.starts_with("Progress: (loading) loading "));
+    assert_eq!(components.count(), 5, "{out}");
 }

@@ -188,6 +188,7 @@ impl BaseTransformImpl for StreamDiffusion {
         let settings = self.settings.lock().clone();
         let worker = self.loading_worker(&settings)?;
         self.reset_asked.store(false, Ordering::SeqCst);
+        self.story.forget();
         *self.latency.lock() = Latency::default();
         *self.lateness.lock() = Lateness::default();
         self.pin_latency(settings.latency);

@@ -62,7 +62,7 @@ impl StreamDiffusion {
         let other = {
             let mut preload = self.preload.lock();
             match &*preload {
-                Some(same) if same.order == order && !same.worker.is_over() => return false,
+                Some(same) if same.order == order && !same.worker.failed() => return false,
                 _ => preload.take(),
             }
         };
@@ -103,7 +103,7 @@ impl StreamDiffusion {
         let preload = self.preload.lock().take();
         if let Some(preload) = preload
             && preload.order == order
-            && !preload.worker.is_over()
+            && !preload.worker.failed()
         {
             *self.venue.lock() = Some(preload.venue);
             return Ok(preload.worker);

@@ -60,6 +60,11 @@ impl Story {
         });
     }
 
+    /// Frames under way are forgotten.
+    pub fn forget(&self) {
+        self.0.lock().clear();
+    }
+
     /// A frame with this time is about to leave.
     pub fn leaves(&self, element: &StreamDiffusion, pts: Option<gst::ClockTime>) {
         if !wanted() {
@@ -69,7 +74,7 @@ impl Story {
             let mut frames = self.0.lock();
             let index = frames.iter().position(|frame| frame.pts == pts);
             // Those before it were dropped: frames keep their order.
-            index.and_then(|index| frames.drain(..=index).last())
+            index.and_then(|index| frames.drain(..=index).next_back())
         };
         let latency = element.latency.lock().own();
         match frame {

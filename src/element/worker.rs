@@ -220,7 +220,7 @@ pub enum Loading<'a> {
 pub type Teller = Arc<dyn Fn(std::fmt::Arguments<'_>) + Send + Sync>;
 
 /// What the worker tells of its own accord.
-pub trait Observer: Send + 'static {
+pub trait Observer: Send + Sync + 'static {
     /// The model is being loaded.
     fn loading(&self, loading: Loading<'_>);
     /// These prompts are in force; the frame is the first that goes through all its steps with them.
@@ -241,12 +241,21 @@ pub trait Observer: Send + 'static {
 pub struct Worker {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    /// Ends the loading before the next component.
-    cancel: Arc<AtomicBool>,
+    fate: Arc<Fate>,
+}
+
+/// How the loading goes on.
+#[derive(Default)]
+struct Fate {
+    /// It is to end before the next component.
+    canceled: AtomicBool,
+    /// It has failed.
+    failed: AtomicBool,
 }
 
 impl Worker {
-    /// Starts the thread, which loads the model in `model` at once.
+    /// Starts the thread, which loads the model in `model` at once; `observer` has been told that it begins when this
+    /// returns.
     pub fn new(
         model: PathBuf,
         venue: Venue,
@@ -254,35 +263,43 @@ impl Worker {
         observer: impl Observer,
     ) -> std::io::Result<Self> {
         let (jobs, received) = mpsc::channel();
-        let cancel = Arc::new(AtomicBool::new(false));
-        let canceled = cancel.clone();
+        let fate = Arc::new(Fate::default());
+        let shared = fate.clone();
+        let observer = Arc::new(observer);
+        let told = observer.clone();
+        // Now, not from the thread: who waits for progress to end should know of it before the state has changed.
+        observer.loading(Loading::Started);
         let thread = std::thread::Builder::new()
             .name("sd-worker".into())
             .spawn(move || {
                 match venue {
                     Venue::Cpu => {
                         let load = |tell: Telling<'_>| HostRuntime::load(&model, tell);
-                        work(load, &canceled, &received, &stats, &observer);
+                        work(load, &shared, &received, &stats, &*observer);
                     }
                     #[cfg(feature = "cuda")]
                     Venue::Gpu(gpu) => {
                         let load = |tell: Telling<'_>| CudaRuntime::load(&model, gpu, tell);
-                        work(load, &canceled, &received, &stats, &observer);
+                        work(load, &shared, &received, &stats, &*observer);
                     }
                 }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
                 drop(received);
+            })
+            .inspect_err(|error| {
+                let error = Error::engine("worker", format!("no thread: {error}"));
+                told.loading(Loading::Failed(&error));
             })?;
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
-            cancel,
+            fate,
         })
     }
 
-    /// Whether it has ended, because the model could not be loaded.
-    pub fn is_over(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    /// Whether the model could not be loaded, which its observer has been told or is just being told.
+    pub fn failed(&self) -> bool {
+        self.fate.failed.load(Ordering::SeqCst)
     }
 
     /// A way to ask that needs no hold on this handle.
@@ -294,7 +311,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
-        self.cancel.store(true, Ordering::SeqCst);
+        self.fate.canceled.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
             // Panics in there have been turned into errors.
             let _ = thread.join();
@@ -380,13 +397,13 @@ impl Asker {
 /// All that the thread does: loads a model, then does jobs with it until nobody can ask for any more.
 fn work<R: Runtime>(
     load: impl FnOnce(Telling<'_>) -> Result<R>,
-    canceled: &AtomicBool,
+    fate: &Fate,
     jobs: &mpsc::Receiver<Job>,
     stats: &Mutex<Stats>,
     observer: &impl Observer,
 ) {
     let begin = Instant::now();
-    let canceled = || canceled.load(Ordering::SeqCst);
+    let canceled = || fate.canceled.load(Ordering::SeqCst);
     let tell = |component| match canceled() {
         true => Err(Error::engine("model", "is not wanted any more")),
         false => {
@@ -394,7 +411,6 @@ fn work<R: Runtime>(
             Ok(())
         }
     };
-    observer.loading(Loading::Started);
     match guarded(|| Studio::new(load(&tell)?)) {
         Ok(mut studio) => {
             let (loaded, took) = (studio.loaded(), begin.elapsed());
@@ -405,6 +421,7 @@ fn work<R: Runtime>(
         }
         Err(_) if canceled() => observer.loading(Loading::Canceled),
         Err(error) => {
+            fate.failed.store(true, Ordering::SeqCst);
             observer.failed(&error);
             observer.loading(Loading::Failed(&error));
         }
