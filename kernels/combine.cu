@@ -5,7 +5,7 @@
 // One row of it is the fused step of a slot: a is the noisy latent, b the model's output, c the output for the negative
 // prompt or the anchor latent, d the next step's noise map; the factors hold guidance, the consistency step and the
 // noise that is added again (arXiv 2312.12491, eq. 2 to 8, as four numbers). All slots go in one launch. With fewer
-// operands it is the noising of a clean latent, a mix of two pictures, or a linear blend of embeddings.
+// operands it is the noising of a clean latent, or a linear blend of embeddings.
 //
 // A null operand, and one whose factor is 0, is not read. `out` may be an operand, index by index; not `d` if it
 // repeats. `period` is that of d, e.g. one noise map for all frames of a slot; 0 is "does not repeat".
