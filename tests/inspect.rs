@@ -6,7 +6,7 @@ use std::process::Command;
 
 use common::*;
 
-const PROPERTIES: [&str; 22] = [
+const PROPERTIES: [&str; 23] = [
     "model",
     "backend",
     "device-id",
@@ -25,6 +25,7 @@ const PROPERTIES: [&str; 22] = [
     "similarity-filter",
     "ssf-threshold",
     "ssf-max-skip",
+    "mix",
     "width",
     "height",
     "timing",
@@ -75,6 +76,9 @@ fn gst_inspect_shows_the_element_anywhere() {
         "GstPreset",
         "SINK template",
         "SRC template",
+        "Element Actions",
+        "\"reset\"",
+        "\"load\"",
     ] {
         assert!(text.contains(part), "no {part} in {text}");
     }

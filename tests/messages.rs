@@ -111,7 +111,11 @@ fn loading_is_told_from_start_to_end() {
 fn a_failure_ends_the_progress_after_its_error() {
     let folder = Folder::model();
     std::fs::write(folder.file("vae_decoder/model.onnx"), "no graph").unwrap();
-    for path in [folder.path().to_str().unwrap(), "/no/such/folder"] {
+    // An error that quotes what no C string can hold.
+    let odd = Folder::model();
+    std::fs::write(odd.file("streamdiffusion.toml"), "\"a\\u0000b\" = 1").unwrap();
+    let paths = [&folder, &odd].map(|folder| folder.path().to_str().unwrap());
+    for path in [paths[0], paths[1], "/no/such/folder"] {
         let rig = Rig::new(&[("model", path)], Neighbours::default());
         rig.element.set_state(gst::State::Paused).unwrap();
         let messages = until(&rig, gst::ProgressType::Error);

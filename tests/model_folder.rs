@@ -328,6 +328,11 @@ fn bad_manifests_are_refused() {
         ("[defaults]\nwidth = 512", &["width", "height", "together"]),
         ("[limits]\nmultiple = 0", &["limits.multiple is 0"]),
         ("[vae]\nposterior = \"mode\"", &["mode", "mean", "sample"]),
+        ("name = \"a\\u0000b\"", &["name", "null character"]),
+        (
+            "[defaults]\nprompt = \"\\u0000\"",
+            &["defaults.prompt", "null character"],
+        ),
         ("name = ", &["TOML"]),
         ("name = \"\u{7}\"", &["TOML"]),
     ] {

@@ -38,6 +38,7 @@ impl ElementObserver {
 
     /// Tells how far a task is that the pipeline may wait for: `code` names the task, `text` what is being done.
     fn progress(&self, kind: gst::ProgressType, code: &str, text: &str) {
+        let text = &errors::c_text(text);
         if let Some(element) = self.element.upgrade() {
             gst::debug!(CAT, obj = element, "Progress of {code}: {kind:?}, {text}");
             let message = gst::message::Progress::builder(kind, code, text).src(&element);

@@ -319,6 +319,10 @@ impl Manifest {
             if text.as_ref().is_some_and(|t| t.len() > limit) {
                 return Err(format!("{key} is longer than {limit} bytes"));
             }
+            // C programs, which GStreamer's are, would see half of it.
+            if text.as_ref().is_some_and(|t| t.contains('\0')) {
+                return Err(format!("{key} has a null character in it"));
+            }
         }
         integer("defaults.steps", d.steps, 1..=8)?;
         integer(
