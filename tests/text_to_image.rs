@@ -133,7 +133,7 @@ fn it_also_runs_at_once() {
 const LONG: &str = "a neon cat in the rain, seen from above by night, thick oil paint on a rough canvas, wet streets and yellow \
 lamps, far hills under a pale moon, great detail, a cat, a neon cat";
 
-/// Frames under way are restyled with what is new, however long it is.
+/// Frames under way keep their prompt beside those that come in with a new one, however long either is.
 #[test]
 fn a_prompt_may_grow_and_shrink_while_frames_are_under_way() {
     let model = data("models/sd1").display().to_string();

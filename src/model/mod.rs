@@ -10,6 +10,7 @@ mod graph;
 mod index;
 mod inspection;
 mod manifest;
+pub mod mix;
 mod parts;
 pub mod prompt;
 mod read;

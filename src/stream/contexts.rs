@@ -54,6 +54,18 @@ impl<M: Model> Contexts<M> {
         &self.text
     }
 
+    /// The length of the text, in tokens.
+    pub fn tokens(&self) -> usize {
+        self.text.embedding.shape().get(1).copied().unwrap_or(0)
+    }
+
+    /// What `before` has ready serves here too, if the text is the same and nothing is ready yet.
+    pub fn inherit(&mut self, before: &Self) {
+        if self.ready.is_empty() && Arc::ptr_eq(&self.text, &before.text) {
+            self.clone_from(before);
+        }
+    }
+
     /// Makes those ready that `needs` names and that are not.
     pub fn prepare(&mut self, model: &M, needs: &Needs) -> Result<()> {
         if self.size != needs.size {
@@ -91,4 +103,91 @@ impl<M: Model> Contexts<M> {
             .map(|(_, context)| context)
             .ok_or_else(|| Error::engine("unet", format!("timestep {timestep} was not prepared")))
     }
+}
+
+/// The prompts in force, encoded in the same number of chunks, and what the U-Net needs for rows with them.
+pub struct Conditioning<M: Model> {
+    /// The prompt.
+    pub prompt: Contexts<M>,
+    /// The negative prompt.
+    pub negative: Contexts<M>,
+}
+
+impl<M: Model> Clone for Conditioning<M> {
+    fn clone(&self) -> Self {
+        Self {
+            prompt: self.prompt.clone(),
+            negative: self.negative.clone(),
+        }
+    }
+}
+
+impl<M: Model> Conditioning<M> {
+    /// Makes ready what `needs` names.
+    pub fn prepare(&mut self, model: &M, needs: &Needs) -> Result<()> {
+        self.prompt.prepare(model, needs)?;
+        match needs.negative {
+            true => self.negative.prepare(model, needs),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The prompts in force, and those that are not but that slots under way came in with. They are told apart by numbers.
+pub(super) struct Texts<M: Model> {
+    /// By ascending number; never empty.
+    numbered: Vec<(u64, Conditioning<M>)>,
+    newest: u64,
+}
+
+impl<M: Model> Texts<M> {
+    pub fn new(conditioning: Conditioning<M>) -> Self {
+        Self {
+            numbered: vec![(0, conditioning)],
+            newest: 0,
+        }
+    }
+
+    /// Puts new ones in force. What is ready for a text that stays serves on.
+    pub fn set(&mut self, mut conditioning: Conditioning<M>) {
+        if let Ok(before) = self.get(self.newest) {
+            conditioning.prompt.inherit(&before.prompt);
+            conditioning.negative.inherit(&before.negative);
+        }
+        self.newest += 1;
+        self.numbered.push((self.newest, conditioning));
+    }
+
+    /// The number of those in force.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// All numbers.
+    pub fn all(&self) -> impl Iterator<Item = u64> + '_ {
+        self.numbered.iter().map(|(number, _)| *number)
+    }
+
+    /// Forgets those that are neither in force nor `in_use`.
+    pub fn keep(&mut self, in_use: impl Fn(u64) -> bool) {
+        let newest = self.newest;
+        (self.numbered).retain(|(number, _)| *number == newest || in_use(*number));
+    }
+
+    pub fn get(&self, number: u64) -> Result<&Conditioning<M>> {
+        let mut all = self.numbered.iter();
+        let found = all.find(|(known, _)| *known == number);
+        found.map(|(_, conditioning)| conditioning).ok_or_else(lost)
+    }
+
+    /// Makes ready what `needs` names.
+    pub fn prepare(&mut self, number: u64, model: &M, needs: &Needs) -> Result<()> {
+        let mut all = self.numbered.iter_mut();
+        let found = all.find(|(known, _)| *known == number);
+        found.ok_or_else(lost)?.1.prepare(model, needs)
+    }
+}
+
+fn lost() -> Error {
+    Error::engine("stream", "lost the prompts of a frame; this is a bug")
 }

@@ -6,6 +6,8 @@
 
 mod contexts;
 pub mod guidance;
+mod interpolation;
+mod morph;
 pub mod noise;
 pub mod schedule;
 pub mod similarity;
@@ -19,8 +21,11 @@ mod variation;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-pub use contexts::{Contexts, Needs};
+use contexts::Texts;
+pub use contexts::{Conditioning, Contexts, Needs};
 pub use guidance::{CfgType, Guidance};
+pub use interpolation::Interpolation;
+pub use morph::{Filler, Morph, Target};
 pub use schedule::Method;
 pub use similarity::Similarity;
 pub use slot::Shown;
@@ -74,34 +79,6 @@ pub struct Settings {
     pub mix: f64,
 }
 
-/// The prompts in force, encoded in the same number of chunks, and what the U-Net needs for rows with them.
-pub struct Conditioning<M: Model> {
-    /// The prompt.
-    pub prompt: Contexts<M>,
-    /// The negative prompt.
-    pub negative: Contexts<M>,
-}
-
-impl<M: Model> Clone for Conditioning<M> {
-    fn clone(&self) -> Self {
-        Self {
-            prompt: self.prompt.clone(),
-            negative: self.negative.clone(),
-        }
-    }
-}
-
-impl<M: Model> Conditioning<M> {
-    /// Makes ready what `needs` names.
-    pub fn prepare(&mut self, model: &M, needs: &Needs) -> Result<()> {
-        self.prompt.prepare(model, needs)?;
-        match needs.negative {
-            true => self.negative.prepare(model, needs),
-            false => Ok(()),
-        }
-    }
-}
-
 /// What the U-Net gave for the slots under way, in their order.
 struct Predictions<X> {
     /// With the prompt, for all of them.
@@ -147,7 +124,8 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     /// f, the frames that enter together.
     frame_buffer_size: usize,
     settings: Settings,
-    conditioning: Conditioning<M>,
+    /// The prompts in force, and those that frames under way came in with.
+    texts: Texts<M>,
     plan: Arc<Plan<D::Tensor>>,
     /// Draws the noise that frames enter with, where it changes.
     noises: Noises,
@@ -201,7 +179,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         Ok(Self {
             filter: SimilarityFilter::new(settings.seed),
             noises: Noises::new(settings.variation, settings.seed),
-            conditioning,
+            texts: Texts::new(conditioning),
             device,
             model,
             scheduler,
@@ -246,9 +224,11 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         Ok(())
     }
 
-    /// Puts new prompts in force for all frames in flight and to come.
+    /// Puts new prompts in force from the next frame on, which the similarity filter does not skip. Frames in flight keep
+    /// those they came in with.
     pub fn set_conditioning(&mut self, conditioning: Conditioning<M>) {
-        self.conditioning = conditioning;
+        self.texts.set(conditioning);
+        self.last_entered = None;
         self.changed = true;
     }
 
@@ -475,6 +455,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         };
         self.slots.push_front(Slot {
             plan,
+            text: self.texts.newest(),
             anchor,
             under,
             progress: Progress::Noisy { x, step: 0 },
@@ -526,13 +507,12 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         Ok(shown)
     }
 
-    /// What the rows to come are run with: new prompts are best prepared for it before they are put in force.
+    /// What the rows of frames to come are run with: new prompts are best prepared for it before they are put in force.
     pub fn needs(&self) -> Needs {
-        let under_way = self.slots.iter().filter_map(|slot| match slot.progress {
-            Progress::Noisy { step, .. } => slot.plan.steps.get(step..),
-            Progress::Done { .. } => None,
-        });
-        let steps = under_way.chain([&self.plan.steps[..]]).flatten();
+        self.needs_of(self.plan.steps.iter())
+    }
+
+    fn needs_of<'a>(&self, steps: impl Iterator<Item = &'a Step>) -> Needs {
         let mut timesteps: Vec<u32> = steps.map(|step| step.timestep).collect();
         timesteps.sort_unstable();
         timesteps.dedup();
@@ -543,20 +523,41 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         }
     }
 
+    /// What the slots under way need of the texts they came in with, and those that come next of the newest one.
+    fn needs_by_text(&mut self) -> Vec<(u64, Needs)> {
+        let under_way = |slot: &Slot<_, _>| slot.progress.step().is_some();
+        let slots = &self.slots;
+        (self.texts).keep(|text| {
+            slots
+                .iter()
+                .any(|slot| slot.text == text && under_way(slot))
+        });
+        let needs = |text| {
+            let slots = self.slots.iter().filter(|slot| slot.text == text);
+            let steps = slots.filter_map(|slot| slot.plan.steps.get(slot.progress.step()?..));
+            let to_come = (text == self.texts.newest()).then_some(&self.plan.steps[..]);
+            (text, self.needs_of(steps.chain(to_come).flatten()))
+        };
+        self.texts.all().map(needs).collect()
+    }
+
     /// The stream batch: one row group for each slot, and those that guidance adds.
     fn predict(&mut self) -> Result<Predictions<D::Tensor>> {
-        let needs = self.needs();
+        let needs = self.needs_by_text();
         let guidance = self.settings.guidance;
         let Self {
             device,
             model,
-            conditioning,
+            texts,
             slots,
             times,
             ..
         } = self;
         times.measure(device, Stage::Denoise, || {
-            conditioning.prepare(model, &needs)?;
+            for (text, needs) in &needs {
+                texts.prepare(*text, model, needs)?;
+            }
+            // With the length of their texts.
             let mut rows = Vec::new();
             let mut negative_rows = Vec::new();
             for slot in slots {
@@ -564,19 +565,18 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
                     continue;
                 };
                 let timestep = slot.plan.steps[*step].timestep;
+                let conditioning = texts.get(slot.text)?;
+                let length = conditioning.prompt.tokens();
                 let context = conditioning.prompt.at(timestep)?;
-                rows.push(Denoise { sample, context });
+                rows.push((length, Denoise { sample, context }));
                 if guidance.wants_negative_row(*step) {
                     let context = conditioning.negative.at(timestep)?;
-                    negative_rows.push(Denoise { sample, context });
+                    negative_rows.push((length, Denoise { sample, context }));
                 }
             }
             let count = rows.len();
             rows.append(&mut negative_rows);
-            let mut predictions = model.denoise(&rows)?;
-            if predictions.len() != rows.len() {
-                return Err(Error::engine("unet", "gave fewer rows than it was given"));
-            }
+            let mut predictions = denoise_by_length(&**model, rows)?;
             Ok(Predictions {
                 negative: predictions.split_off(count),
                 prompt: predictions,
@@ -692,6 +692,32 @@ fn stepped<X, T>(slot: &Slot<X, T>) -> Option<Stepped<'_, T>> {
 
 /// A slot under way, and what the U-Net gave for it: with the prompt, and with the negative one where guidance wants that.
 type Row<'a, X, T> = (&'a mut Slot<X, T>, X, Option<X>);
+
+/// One U-Net call for each length of texts among `rows`, as those of one call must agree in it: one as a rule, more while
+/// frames are under way that came in with a prompt in another number of chunks. What it gives for each row, in their order.
+fn denoise_by_length<M: Model>(
+    model: &M,
+    mut rows: Vec<(usize, Denoise<'_, M>)>,
+) -> Result<Vec<M::Tensor>> {
+    let mut predictions: Vec<Option<M::Tensor>> = rows.iter().map(|_| None).collect();
+    let mut places: Vec<usize> = (0..rows.len()).collect();
+    while let Some(&(length, _)) = rows.first() {
+        let (now, later): (Vec<_>, Vec<_>) = places
+            .into_iter()
+            .zip(rows)
+            .partition(|(_, row)| row.0 == length);
+        let (at, call): (Vec<_>, Vec<_>) = now.into_iter().map(|(at, (_, row))| (at, row)).unzip();
+        let made = model.denoise(&call)?;
+        if made.len() != call.len() {
+            return Err(Error::engine("unet", "gave fewer rows than it was given"));
+        }
+        for (at, made) in at.into_iter().zip(made) {
+            predictions[at] = Some(made);
+        }
+        (places, rows) = later.into_iter().unzip();
+    }
+    Ok(predictions.into_iter().flatten().collect())
+}
 
 /// Replaces the anchors of slots that had a row with the negative prompt by what that row makes of their latents.
 fn negative_anchors<'a, X: Clone, T>(rows: &'a mut [Row<'_, X, T>]) -> Vec<Update<'a, X>> {

@@ -47,6 +47,8 @@ pub struct Under<X> {
 pub struct Slot<X, T> {
     /// Its steps and their noise.
     pub plan: Arc<Plan<X>>,
+    /// The number of the prompts it goes by.
+    pub text: u64,
     /// What residual guidance pushes away from: the frames' clean latents, or their estimates under the negative prompt.
     /// Frames that started from noise alone have none before their first step.
     pub anchor: Option<X>,

@@ -8,14 +8,14 @@ use crate::engine::{Limits, Text};
 
 /// One latent value per frame: the picture's first channel. The U-Net is `0.5·x + text − 0.0005·t`.
 #[derive(Default)]
-struct Scalar {
+pub(super) struct Scalar {
     /// Rows of each U-Net call: timestep and text.
     calls: Mutex<Vec<Vec<(u32, f32)>>>,
     /// Timesteps and text of each pre-computation.
     precomputed: Mutex<Vec<(Vec<u32>, f32)>>,
 }
 
-fn text(x: f32) -> Text<HostTensor> {
+pub(super) fn text(x: f32) -> Text<HostTensor> {
     Text {
         embedding: HostTensor::new(&[1, 1, 1], vec![x]),
         pooled: None,
@@ -605,7 +605,9 @@ fn prompts_and_steps_are_worked_into_the_model_once() {
     // A prompt that is prepared for the stream before it is put in force costs no frame anything.
     let mut conditioning = Conditioning {
         prompt: Contexts::new(Arc::new(text(0.5))),
-        negative: stream.conditioning.negative.clone(),
+        negative: (stream.texts.get(stream.texts.newest()).unwrap())
+            .negative
+            .clone(),
     };
     conditioning.prepare(&*model, &stream.needs()).unwrap();
     assert_eq!(take(), [(vec![99, 359], 0.5)]);
@@ -754,4 +756,61 @@ fn noise_and_skipped_frames_are_mixed_too() {
     }
     assert_eq!(stream.counters().skipped, 3);
     assert_close(&shown, &[mixed(0.5, 0.434628, 1.0); 4], "skipped");
+}
+
+fn conditioning(prompt: f32) -> Conditioning<Scalar> {
+    Conditioning {
+        prompt: Contexts::new(Arc::new(text(prompt))),
+        negative: Contexts::new(Arc::new(text(NEGATIVE))),
+    }
+}
+
+/// A prompt is part of a frame, like its steps: the picture of a frame that came in before a change shows nothing of it.
+#[test]
+fn each_frame_goes_by_the_prompt_it_came_in_with() {
+    let indices = &[0, 16, 32, 45][..];
+    let alone = |prompt| {
+        let model = Arc::new(Scalar::default());
+        let mut stream = new(plain(indices), 1, &model);
+        stream.set_conditioning(conditioning(prompt));
+        run(&mut stream)
+    };
+    let prompts = [0.5, 0.7, -0.3, 0.1];
+    let model = Arc::new(Scalar::default());
+    let mut stream = new(plain(indices), 1, &model);
+    let mut shown = Vec::new();
+    for (tag, (z, prompt)) in INPUTS.into_iter().zip(prompts).enumerate() {
+        stream.set_conditioning(conditioning(prompt));
+        shown.extend(values(stream.submit(picture(z), tag).unwrap()));
+        assert_eq!(stream.texts.all().count(), tag + 1);
+    }
+    shown.extend(values(stream.drain().unwrap()));
+    assert_eq!(shown.len(), INPUTS.len());
+    for (k, prompt) in prompts.into_iter().enumerate() {
+        let (tag, value) = shown[k];
+        let expected = alone(prompt)[k].1;
+        assert!(
+            tag == k && (value - expected).abs() < 1e-6,
+            "{k}: {value}, not {expected}"
+        );
+    }
+    // Nothing is kept of prompts that no frame goes by.
+    assert_eq!(stream.texts.all().count(), 1);
+    // One text is worked into the model once, for all steps.
+    let precomputed = model.precomputed.lock().unwrap();
+    let texts: Vec<f32> = precomputed.iter().map(|(_, text)| *text).collect();
+    assert_eq!(texts, prompts);
+}
+
+#[test]
+fn a_new_prompt_is_seen_at_once_with_the_filter_on() {
+    let (mut stream, _) = stream(still(10), 1, &[0.3]);
+    for tag in 0..3 {
+        stream.submit(picture(0.5), tag).unwrap();
+    }
+    let skipped = stream.counters().skipped;
+    assert!(skipped > 0);
+    stream.set_conditioning(conditioning(0.9));
+    stream.submit(picture(0.5), 3).unwrap();
+    assert_eq!(stream.counters().skipped, skipped);
 }

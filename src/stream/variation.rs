@@ -1,5 +1,6 @@
 //! How the noise that frames enter with changes from one frame to the next.
 
+use super::interpolation::slerp;
 use super::noise::TorchGenerator;
 
 /// The noise of a frame's first step. The noise added between later steps stays the same.
@@ -68,29 +69,6 @@ impl Noises {
     }
 }
 
-/// The vector at `share` of the way from `a` to `b` along the arc between them (Shoemake 1985). Between independent
-/// normal vectors that is normal again, which their weighted mean is not.
-fn slerp(a: &[f32], b: &[f32], share: f64) -> Vec<f32> {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        let products = a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y));
-        products.sum()
-    };
-    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-    let angle = cosine.clamp(-1.0, 1.0).acos();
-    // Almost parallel, or opposite, vectors have no arc of their own.
-    let (p, q) = match angle.sin() {
-        sine if sine > 1e-6 => (
-            ((1.0 - share) * angle).sin() / sine,
-            (share * angle).sin() / sine,
-        ),
-        _ => (1.0 - share, share),
-    };
-    let mixed = a.iter().zip(b);
-    mixed
-        .map(|(x, y)| (p * f64::from(*x) + q * f64::from(*y)) as f32)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,15 +135,5 @@ mod tests {
         assert_eq!(noises.next(64), Some(map(9)));
         noises.set(Variation::Fixed, 9);
         assert_eq!(noises.next(64), None);
-    }
-
-    /// scipy.spatial.geometric_slerp([1, 0], [0, 1], 1/3) and the weighted mean for parallel vectors.
-    #[test]
-    fn slerp_is_on_the_arc() {
-        assert!(close(
-            &slerp(&[1.0, 0.0], &[0.0, 1.0], 1.0 / 3.0),
-            &[0.8660254, 0.5]
-        ));
-        assert!(close(&slerp(&[1.0, 1.0], &[2.0, 2.0], 0.5), &[1.5, 1.5]));
     }
 }

@@ -1,0 +1,178 @@
+//! What lies between vectors, and so between texts.
+
+use crate::device::HostTensor;
+use crate::engine::Text;
+
+/// How vectors are blended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Interpolation {
+    /// Along the straight line: weighted means.
+    #[default]
+    Linear,
+    /// Along the arc, so that lengths are kept where both ends have the same.
+    Spherical,
+}
+
+/// The vector at `share` of the way from `a` to `b` along the arc between them (Shoemake 1985). Between independent
+/// normal vectors that is normal again, which their weighted mean is not. Vectors that are almost parallel, or opposite,
+/// have no arc of their own and give the weighted mean. At 0 and 1 it is `a` and `b`, bit for bit.
+pub fn slerp(a: &[f32], b: &[f32], share: f64) -> Vec<f32> {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y));
+        products.sum()
+    };
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    let angle = cosine.clamp(-1.0, 1.0).acos();
+    match angle.sin() {
+        sine if sine > 1e-6 => weighted(
+            a,
+            b,
+            ((1.0 - share) * angle).sin() / sine,
+            (share * angle).sin() / sine,
+        ),
+        // Also where one is 0, and the angle no number.
+        _ => weighted(a, b, 1.0 - share, share),
+    }
+}
+
+/// p·a + q·b.
+fn weighted(a: &[f32], b: &[f32], p: f64, q: f64) -> Vec<f32> {
+    let both = a.iter().zip(b);
+    both.map(|(x, y)| (p * f64::from(*x) + q * f64::from(*y)) as f32)
+        .collect()
+}
+
+impl Interpolation {
+    /// The text at `share` (0…1) of the way from `a` to `b`, which have one shape. Tokens are blended each by itself, as
+    /// their lengths differ much: the start token's would rule the angle between whole texts.
+    pub fn between(
+        self,
+        a: &Text<HostTensor>,
+        b: &Text<HostTensor>,
+        share: f64,
+    ) -> Text<HostTensor> {
+        let tensor = |a: &HostTensor, b: &HostTensor| {
+            let data = match self {
+                Self::Linear => weighted(a.data(), b.data(), 1.0 - share, share),
+                Self::Spherical => {
+                    let width = a.shape().last().copied().unwrap_or(1).max(1);
+                    let rows = a.data().chunks(width).zip(b.data().chunks(width));
+                    rows.flat_map(|(a, b)| slerp(a, b, share)).collect()
+                }
+            };
+            HostTensor::new(a.shape(), data)
+        };
+        Text {
+            embedding: tensor(&a.embedding, &b.embedding),
+            pooled: match (&a.pooled, &b.pooled) {
+                (Some(a), Some(b)) => Some(tensor(a, b)),
+                (pooled, _) => pooled.clone(),
+            },
+        }
+    }
+
+    /// The mix of `parts`, texts of one shape with their shares, which add up to 1; `None` of none. The arc of more than two
+    /// is gone along one after the other: each text takes its share of what came before it.
+    pub fn mix(self, parts: &[(f64, &Text<HostTensor>)]) -> Option<Text<HostTensor>> {
+        let ((first, text), others) = parts.split_first()?;
+        let mut mixed = (*text).clone();
+        let mut sum = *first;
+        for (share, text) in others {
+            sum += share;
+            // Shares that are next to nothing may add up to nothing.
+            if sum > 0.0 {
+                mixed = self.between(&mixed, text, share / sum);
+            }
+        }
+        Some(mixed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5)
+    }
+
+    fn texts() -> [Text<HostTensor>; 3] {
+        let text = |embedding: [f32; 6], pooled: [f32; 2]| Text {
+            embedding: HostTensor::new(&[1, 2, 3], embedding.to_vec()),
+            pooled: Some(HostTensor::new(&[1, 2], pooled.to_vec())),
+        };
+        [
+            text([1.0, 2.0, -1.0, 10.0, 0.5, 0.25], [3.0, 4.0]),
+            text([-0.5, 1.0, 3.0, 9.0, -4.0, 1.0], [-1.0, 2.0]),
+            text([0.25, -2.0, 0.5, 1.0, 1.0, 8.0], [0.5, -0.5]),
+        ]
+    }
+
+    /// scipy.spatial.geometric_slerp([1, 0], [0, 1], 1/3) and the weighted mean for parallel vectors.
+    #[test]
+    fn slerp_is_on_the_arc() {
+        let third = slerp(&[1.0, 0.0], &[0.0, 1.0], 1.0 / 3.0);
+        assert!(close(&third, &[0.866025, 0.5]));
+        assert!(close(&slerp(&[1.0, 1.0], &[2.0, 2.0], 0.5), &[1.5, 1.5]));
+        assert!(close(&slerp(&[0.0, 0.0], &[2.0, 4.0], 0.25), &[0.5, 1.0]));
+        assert!(close(&slerp(&[1.0, 0.0], &[-1.0, 0.0], 0.25), &[0.5, 0.0]));
+    }
+
+    /// The numbers of tools/reference/prompt_mixes.py.
+    #[test]
+    fn mixes_are_those_of_the_reference() {
+        use Interpolation::{Linear, Spherical};
+        let texts = texts();
+        type Case<'a> = (Interpolation, &'a [f64], [f32; 6], [f32; 2]);
+        let cases: [Case; 4] = [
+            (
+                Linear,
+                &[0.7, 0.3],
+                [0.55, 1.7, 0.2, 9.7, -0.85, 0.475],
+                [1.8, 3.4],
+            ),
+            (
+                Spherical,
+                &[0.7, 0.3],
+                [0.704594, 2.437474, 0.580763, 9.930193, -0.885014, 0.488857],
+                [1.98237, 3.858356],
+            ),
+            (
+                Linear,
+                &[0.5, 0.2, 0.3],
+                [0.475, 0.6, 0.25, 7.1, -0.25, 2.725],
+                [1.45, 2.25],
+            ),
+            (
+                Spherical,
+                &[0.5, 0.2, 0.3],
+                [1.556912, 1.764814, 1.484448, 8.817854, -0.276628, 3.731673],
+                [2.340009, 3.642494],
+            ),
+        ];
+        for (interpolation, shares, embedding, pooled) in cases {
+            let parts: Vec<_> = shares.iter().copied().zip(&texts).collect();
+            let mixed = interpolation.mix(&parts).unwrap();
+            let what = format!("{interpolation:?} {shares:?}: {mixed:?}");
+            assert!(close(mixed.embedding.data(), &embedding), "{what}");
+            assert!(close(mixed.pooled.unwrap().data(), &pooled), "{what}");
+        }
+        assert!(Linear.mix(&[]).is_none());
+        // A share of nothing is nothing.
+        let parts = [(0.0, &texts[0]), (0.0, &texts[1]), (1.0, &texts[2])];
+        let mixed = Spherical.mix(&parts).unwrap();
+        assert_eq!(mixed.embedding, texts[2].embedding);
+    }
+
+    #[test]
+    fn the_ends_are_the_texts_themselves() {
+        let [a, b, _] = texts();
+        for interpolation in [Interpolation::Linear, Interpolation::Spherical] {
+            for (share, end) in [(0.0, &a), (1.0, &b)] {
+                let text = interpolation.between(&a, &b, share);
+                assert_eq!(text.embedding, end.embedding);
+                assert_eq!(text.pooled, end.pooled);
+            }
+        }
+    }
+}
