@@ -73,7 +73,8 @@ fn row(spec: &glib::ParamSpec) -> String {
     } else {
         "at start"
     };
-    let blurb = spec.blurb().unwrap_or_default();
+    // In a table a bar would begin a column.
+    let blurb = spec.blurb().unwrap_or_default().replace('|', "\\|");
     format!(
         "| `{}` | {values} | {default} | {when} | {blurb} |\n",
         spec.name()

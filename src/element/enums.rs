@@ -2,7 +2,7 @@
 
 use gst::glib;
 
-use crate::stream::CfgType;
+use crate::stream::{CfgType, Interpolation};
 
 /// What runs the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
@@ -166,6 +166,31 @@ pub enum Noise {
         nick = "walk"
     )]
     Walk,
+}
+
+/// What lies between two prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionPromptInterpolation")]
+pub enum PromptInterpolation {
+    /// Weighted means.
+    #[default]
+    #[enum_value(name = "Linear: weighted means of embeddings", nick = "linear")]
+    Linear,
+    /// Arcs.
+    #[enum_value(
+        name = "Spherical: along the arc between embeddings, token by token",
+        nick = "slerp"
+    )]
+    Slerp,
+}
+
+impl From<PromptInterpolation> for Interpolation {
+    fn from(value: PromptInterpolation) -> Self {
+        match value {
+            PromptInterpolation::Linear => Self::Linear,
+            PromptInterpolation::Slerp => Self::Spherical,
+        }
+    }
 }
 
 /// How one step leads to the next.

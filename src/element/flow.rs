@@ -10,6 +10,7 @@ use gst_base::subclass::base_transform::{InputBuffer, PrepareOutputBufferSuccess
 use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 
+use super::frame_clock::FrameClock;
 use super::imp::StreamDiffusion;
 use super::late::Fate;
 use super::lateness::Upstream;
@@ -17,7 +18,7 @@ use super::runtime::Picture;
 use super::settings::Settings;
 use super::state::{Last, Outgoing, UnderWay, Written};
 use super::timeline::{Departure, Shown};
-use super::worker::{Finished, Frame, Restyled, Stamp, Unanswered};
+use super::worker::{Finished, Frame, Moment, Restyled, Stamp, Unanswered};
 use super::{CAT, Timing, errors};
 use crate::error::Error;
 
@@ -104,7 +105,10 @@ impl StreamDiffusion {
             return Err(gst::FlowError::Flushing);
         };
         // The worker may still be busy with the frames before it.
-        let frame = self.import(input, stamps, settings)?;
+        let moment = self
+            .moment(input)
+            .map_err(|unanswered| self.unanswered(unanswered))?;
+        let frame = self.import(input, stamps, settings, moment)?;
         let depth = self.state.lock().depth();
         self.collect(depth.saturating_sub(1))?;
         // The next one to leave is written before the worker is busy again. No more than that: downstream's pool may have
@@ -304,6 +308,7 @@ impl StreamDiffusion {
         input: &gst::Buffer,
         stamps: gst::Buffer,
         settings: Settings,
+        moment: Moment,
     ) -> Result<Frame, gst::FlowError> {
         let result = {
             let mut state = self.state.lock();
@@ -325,6 +330,7 @@ impl StreamDiffusion {
                     ticket,
                     stamp,
                     settings,
+                    moment,
                     prime,
                     again,
                 })
@@ -504,7 +510,11 @@ impl StreamDiffusion {
 
     /// Forgets all frames, at FLUSH_STOP.
     pub(super) fn flush(&self) {
-        let events = self.state.lock().clear();
+        let events = {
+            let mut state = self.state.lock();
+            state.clock = FrameClock::default();
+            state.clear()
+        };
         for event in events.iter().filter(|event| event.is_sticky()) {
             // Those that would not have been flushed downstream either stay known there.
             if let Err(flow) = self.obj().src_pad().store_sticky_event(event) {

@@ -11,6 +11,7 @@ use gst_base::subclass::base_transform::GenerateOutputSuccess;
 use gst_base::subclass::prelude::*;
 use parking_lot::Mutex;
 
+use super::cues::Cues;
 use super::latency::Latency;
 use super::lateness::{Lateness, Upstream};
 use super::preload::Preload;
@@ -21,7 +22,7 @@ use super::stats::{Now, Stats};
 use super::story::Story;
 use super::venue::Venue;
 use super::worker::{Interrupt, Worker};
-use super::{CAT, caps, metas, navigation, properties, signals};
+use super::{CAT, caps, cue_pad, metas, navigation, properties, signals};
 use crate::model::Manifest;
 
 /// The element. No lock is held while it pushes, posts, queries a neighbour or waits for the worker.
@@ -52,6 +53,8 @@ pub struct StreamDiffusion {
     pub(super) reset_asked: AtomicBool,
     pub(super) latency: Mutex<Latency>,
     pub(super) lateness: Mutex<Lateness>,
+    /// Timed prompts, if the pad for them has been asked for.
+    pub(super) cues: Arc<Cues>,
     pub(super) stats: Arc<Mutex<Stats>>,
     /// Frames under way, while anybody wants to hear of them.
     pub(super) story: Story,
@@ -142,9 +145,41 @@ impl ElementImpl for StreamDiffusion {
             .filter_map(|(name, direction)| {
                 gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
             })
+            .chain(cue_pad::template())
             .collect()
         });
         &TEMPLATES
+    }
+
+    fn request_new_pad(
+        &self,
+        template: &gst::PadTemplate,
+        _name: Option<&str>,
+        _caps: Option<&gst::Caps>,
+    ) -> Option<gst::Pad> {
+        if self.obj().static_pad(cue_pad::NAME).is_some() {
+            gst::warning!(CAT, imp = self, "There is a pad {} already", cue_pad::NAME);
+            return None;
+        }
+        let pad = cue_pad::new(template);
+        if self.obj().current_state() > gst::State::Ready && pad.set_active(true).is_err() {
+            return None;
+        }
+        self.obj().add_pad(&pad).ok()?;
+        Some(pad)
+    }
+
+    fn release_pad(&self, pad: &gst::Pad) {
+        self.cues.link(false);
+        // Ends a wait under the pad's stream lock, which deactivating it takes.
+        self.cues.begin_flush();
+        let deactivated = pad.set_active(false);
+        let removed = self.obj().remove_pad(pad);
+        if deactivated.is_err() || removed.is_err() {
+            gst::warning!(CAT, imp = self, "Pad {} not released", pad.name());
+        }
+        // What it brought goes with it.
+        self.cues.end_flush();
     }
 
     fn change_state(
@@ -154,6 +189,7 @@ impl ElementImpl for StreamDiffusion {
         if transition == gst::StateChange::PausedToReady {
             // Pads are deactivated under the stream lock: a streaming thread that waits for the worker must let go.
             self.interrupt.begin();
+            self.cues.begin_flush();
         }
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::ReadyToNull {
@@ -194,6 +230,7 @@ impl BaseTransformImpl for StreamDiffusion {
         self.pin_latency(settings.latency);
         #[cfg(feature = "cuda")]
         self.publish_context();
+        self.cues.start();
         *self.state.lock() = State::new(settings, worker.asker());
         *self.worker.lock() = Some(worker);
         Ok(())
@@ -409,6 +446,15 @@ impl BaseTransformImpl for StreamDiffusion {
                 let element = self.obj();
                 let (sink, src) = (element.sink_pad(), element.src_pad());
                 self.parent_src_event(navigation::upstream(event, sink, src))
+            }
+            EventView::Seek(_) => {
+                // Cues are to be had for where the video goes.
+                if let Some(pad) = self.obj().static_pad(cue_pad::NAME)
+                    && !pad.push_event(event.clone())
+                {
+                    gst::debug!(CAT, imp = self, "Cues cannot be sought in");
+                }
+                self.parent_src_event(event)
             }
             EventView::Latency(_) => {
                 // The pipeline has changed; upstream is asked again.

@@ -12,9 +12,13 @@ mod choice;
 mod continuity;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod cue_pad;
+mod cues;
+mod encoding;
 mod enums;
 mod errors;
 mod flow;
+mod frame_clock;
 mod imp;
 mod late;
 mod latency;
@@ -42,7 +46,8 @@ mod watch;
 mod worker;
 
 pub use enums::{
-    Backend, CfgTypeProperty, LatePolicy, Mode, Noise, Scheduler, Timing, WhileLoading,
+    Backend, CfgTypeProperty, LatePolicy, Mode, Noise, PromptInterpolation, Scheduler, Timing,
+    WhileLoading,
 };
 
 /// The element's debug category.
@@ -69,6 +74,7 @@ pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
         LatePolicy::static_type(),
         Mode::static_type(),
         Noise::static_type(),
+        PromptInterpolation::static_type(),
         Scheduler::static_type(),
         Timing::static_type(),
         WhileLoading::static_type(),

@@ -6,29 +6,28 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::encoding::{Encoded, Encoder};
 use super::settings::Prompts;
-use crate::device::HostTensor;
-use crate::engine::{Model, Text};
+use crate::engine::Model;
 use crate::error::{Error, Result};
-use crate::stream::{Conditioning, Contexts, Needs};
+use crate::stream::{Needs, Target};
 
-/// Texts whose embeddings are kept.
-const CACHED: usize = 64;
-
-/// What became of a pair of prompts.
-struct Encoded<M: Model> {
-    prompts: Prompts,
-    result: Result<Conditioning<M>>,
-}
+/// Prompts encoded ahead that are kept until they are asked for.
+const AHEAD: usize = 32;
 
 struct State<M: Model> {
     /// The prompts asked for last, and the stream they are for, if there is one yet.
     wanted: Option<(Prompts, Option<Needs>)>,
+    /// Whether such prompts are being encoded.
+    busy: bool,
     encoded: Option<Encoded<M>>,
-    /// What has been left out of a prompt, until somebody is told.
-    cut: Option<Error>,
     /// Whether `encoded` has not been taken by [`PromptEncoder::take_new`] yet.
     fresh: bool,
+    /// Counts what makes prompts that are being encoded not count any more.
+    superseded: u64,
+    /// Prompts to encode when nothing else is to be done, and what became of such.
+    ahead: VecDeque<Prompts>,
+    ready: VecDeque<Encoded<M>>,
     closed: bool,
 }
 
@@ -49,9 +48,12 @@ impl<M: Model> PromptEncoder<M> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 wanted: None,
+                busy: false,
                 encoded: None,
-                cut: None,
                 fresh: false,
+                superseded: 0,
+                ahead: VecDeque::new(),
+                ready: VecDeque::new(),
                 closed: false,
             }),
             changed: Condvar::new(),
@@ -75,16 +77,19 @@ impl<M: Model> PromptEncoder<M> {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until these prompts, which were asked for, are encoded.
-    pub fn wait_for(&self, prompts: &Prompts) -> Result<Conditioning<M>> {
+    /// Waits until these prompts, which were asked for, are encoded, and takes them.
+    pub fn wait_for(&self, prompts: &Prompts) -> Result<Encoded<M>> {
         let mut state = self.shared.state.lock();
         loop {
-            if let Some(encoded) = &state.encoded
+            // The same may have been encoded before; what was asked for is still to come then.
+            if state.wanted.is_none()
+                && !state.busy
+                && let Some(encoded) = &state.encoded
                 && encoded.prompts == *prompts
             {
-                let result = encoded.result.clone();
+                let encoded = encoded.clone();
                 state.fresh = false;
-                return result;
+                return Ok(encoded);
             }
             if state.closed {
                 return Err(ended());
@@ -93,21 +98,40 @@ impl<M: Model> PromptEncoder<M> {
         }
     }
 
-    /// What was left out of the prompts encoded since the last call, if anything was.
-    pub fn take_cut(&self) -> Option<Error> {
-        self.shared.state.lock().cut.take()
-    }
-
-    /// The prompts encoded since the last call, if any were, and what became of them; an error, once, if the thread has ended.
-    pub fn take_new(&self) -> Option<Result<(Prompts, Conditioning<M>)>> {
+    /// What became of the prompts encoded since the last call, if any were; an error, once, if the thread has ended.
+    pub fn take_new(&self) -> Option<Result<Encoded<M>>> {
         let mut state = self.shared.state.lock();
         if std::mem::take(&mut state.fresh) {
-            return state.encoded.as_ref().map(|encoded| {
-                let conditioning = encoded.result.clone()?;
-                Ok((encoded.prompts.clone(), conditioning))
-            });
+            return state.encoded.clone().map(Ok);
         }
         (state.closed && state.wanted.take().is_some()).then(|| Err(ended()))
+    }
+
+    /// Has prompts encoded that will be asked for some time, when there is nothing else to do.
+    pub fn prepare(&self, prompts: Prompts) {
+        let mut state = self.shared.state.lock();
+        let known = state.ahead.contains(&prompts)
+            || state.ready.iter().any(|ready| ready.prompts == prompts);
+        if !known {
+            if state.ahead.len() == AHEAD {
+                state.ahead.pop_front();
+            }
+            state.ahead.push_back(prompts);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Takes these prompts, instead of any asked for before, if they have been encoded ahead.
+    pub fn take_prepared(&self, prompts: &Prompts) -> Option<Encoded<M>> {
+        let mut state = self.shared.state.lock();
+        let place = state
+            .ready
+            .iter()
+            .position(|ready| ready.prompts == *prompts)?;
+        state.wanted = None;
+        state.fresh = false;
+        state.superseded += 1;
+        state.ready.remove(place)
     }
 }
 
@@ -136,116 +160,77 @@ impl<M: Model> Drop for Closing<'_, M> {
     }
 }
 
+/// What the thread does next.
+enum Task {
+    /// Encode what is wanted, unless that changes meanwhile.
+    Wanted(Prompts, Option<Needs>, u64),
+    /// Encode what will be.
+    Ahead(Prompts),
+}
+
 fn encode_all<M: Model>(shared: &Shared<M>, model: &M) {
     let _closing = Closing(shared);
-    let mut cache = Cache {
-        model,
-        entries: VecDeque::new(),
-    };
-    let mut last: Option<Conditioning<M>> = None;
+    let mut encoder = Encoder::new(model);
+    let mut last: Option<Target<M>> = None;
     loop {
-        let (prompts, needs) = {
+        let task = {
             let mut state = shared.state.lock();
             loop {
                 if state.closed {
                     return;
                 }
-                if let Some(wanted) = state.wanted.take() {
-                    break wanted;
+                if let Some((prompts, needs)) = state.wanted.take() {
+                    state.busy = true;
+                    break Task::Wanted(prompts, needs, state.superseded);
+                }
+                if let Some(prompts) = state.ahead.pop_front() {
+                    break Task::Ahead(prompts);
                 }
                 shared.changed.wait(&mut state);
             }
         };
-        let mut cut = None;
-        let result = (|| {
-            let (chunks, too_long) = chunks(model, &prompts)?;
-            cut = too_long;
-            let mut conditioning = Conditioning {
-                prompt: Contexts::new(cache.encode(Some(&prompts.prompt), chunks)?),
-                negative: Contexts::new(
-                    cache
-                        .encode(prompts.negative.as_deref(), chunks)
-                        .map_err(of_negative)?,
-                ),
-            };
-            if let Some(last) = &last {
-                keep(&mut conditioning.prompt, &last.prompt);
-                keep(&mut conditioning.negative, &last.negative);
+        match task {
+            Task::Wanted(prompts, needs, superseded) => {
+                let mut encoded = encoder.encode(&prompts);
+                encoded.result = encoded.result.and_then(|mut target| {
+                    prepare(&mut target, last.as_ref(), model, needs.as_ref())?;
+                    last = Some(target.clone());
+                    Ok(target)
+                });
+                let mut state = shared.state.lock();
+                state.busy = false;
+                state.fresh = state.superseded == superseded;
+                state.encoded = Some(encoded);
             }
-            // A stream that is not there yet has nothing to show meanwhile, and prepares them itself.
-            if let Some(needs) = &needs {
-                conditioning.prepare(model, needs)?;
+            Task::Ahead(prompts) => {
+                let encoded = encoder.encode(&prompts);
+                let mut state = shared.state.lock();
+                if state.ready.len() == AHEAD {
+                    state.ready.pop_front();
+                }
+                state.ready.push_back(encoded);
             }
-            last = Some(conditioning.clone());
-            Ok(conditioning)
-        })();
-        let mut state = shared.state.lock();
-        state.encoded = Some(Encoded { prompts, result });
-        state.cut = cut;
-        state.fresh = true;
+        }
         shared.changed.notify_all();
     }
 }
 
-/// How many chunks both prompts are encoded in, as rows of one call must be of one length; an error for people if that
-/// leaves some of them out.
-fn chunks<M: Model>(model: &M, prompts: &Prompts) -> Result<(usize, Option<Error>)> {
-    let negative = prompts.negative.as_deref().unwrap_or_default();
-    let negative = model.chunks(negative).map_err(of_negative)?;
-    let wanted = model.chunks(&prompts.prompt)?.max(negative);
-    let chunks = model.limits().chunks.unwrap_or(wanted);
-    let cut = (chunks < wanted).then(|| {
-        let property = match negative == wanted {
-            true => "negative-prompt",
-            false => "prompt",
-        };
-        Error::setting(
-            property,
-            format!("too long: it takes {wanted} chunks, this model has room for {chunks}, and the rest is left out"),
-        )
-    });
-    Ok((chunks, cut))
-}
-
-/// An error about a prompt, told of the negative one.
-fn of_negative(error: Error) -> Error {
-    match error {
-        Error::Setting {
-            property: "prompt",
-            what,
-        } => Error::setting("negative-prompt", what),
-        other => other,
+/// Makes ready what a stream needs. What `before` has ready serves `target` too, where the text is the same. A stream that is
+/// not there yet has nothing to show meanwhile, and prepares them itself.
+fn prepare<M: Model>(
+    target: &mut Target<M>,
+    before: Option<&Target<M>>,
+    model: &M,
+    needs: Option<&Needs>,
+) -> Result<()> {
+    let conditioning = &mut target.conditioning;
+    if let Some(Target {
+        conditioning: before,
+        ..
+    }) = before
+    {
+        conditioning.prompt.inherit(&before.prompt);
+        conditioning.negative.inherit(&before.negative);
     }
-}
-
-/// What `before` has ready serves `new` too, if the text is the same.
-fn keep<M: Model>(new: &mut Contexts<M>, before: &Contexts<M>) {
-    if Arc::ptr_eq(new.text(), before.text()) {
-        new.clone_from(before);
-    }
-}
-
-/// What an encoded text was made from: the text, if any, and the number of chunks.
-type Key = (Option<String>, usize);
-
-/// The texts used last, encoded, the newest at the back.
-struct Cache<'a, M: Model> {
-    model: &'a M,
-    entries: VecDeque<(Key, Arc<Text<HostTensor>>)>,
-}
-
-impl<M: Model> Cache<'_, M> {
-    fn encode(&mut self, text: Option<&str>, chunks: usize) -> Result<Arc<Text<HostTensor>>> {
-        let key = (text.map(str::to_owned), chunks);
-        let known = self.entries.iter().position(|(known, _)| *known == key);
-        let encoded = match known.and_then(|index| self.entries.remove(index)) {
-            Some((_, encoded)) => encoded,
-            None => Arc::new(self.model.encode_text(text, chunks)?),
-        };
-        if self.entries.len() == CACHED {
-            self.entries.pop_front();
-        }
-        self.entries.push_back((key, encoded.clone()));
-        Ok(encoded)
-    }
+    needs.map_or(Ok(()), |needs| conditioning.prepare(model, needs))
 }

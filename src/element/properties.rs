@@ -8,7 +8,10 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::settings::{Settings, default};
-use super::{Backend, CfgTypeProperty, LatePolicy, Mode, Noise, Scheduler, Timing, WhileLoading};
+use super::{
+    Backend, CfgTypeProperty, LatePolicy, Mode, Noise, PromptInterpolation, Scheduler, Timing,
+    WhileLoading,
+};
 use crate::model::Manifest;
 
 /// A property that takes effect at the next frame.
@@ -93,15 +96,26 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         string(
             "prompt",
             "Prompt",
-            "What to turn the picture into; unset: the model's own. (word:1.3) counts more, (word:0.7) less. A new prompt takes effect as soon as it is encoded",
+            "What to turn the picture into; unset: the model's own. (word:1.3) counts more, (word:0.7) less; \"a:0.7 | b:0.3\" is a mix of prompts by weights. A new prompt takes effect as soon as it is encoded, or over prompt-transition",
             LIVE,
         ),
         string(
             "negative-prompt",
             "Negative prompt",
-            "What to steer away from, for cfg-type full and initialize; unset: the model's own",
+            "What to steer away from, for cfg-type full and initialize, in the form of prompt; unset: the model's own",
             LIVE,
         ),
+        glib::ParamSpecEnum::builder_with_default("prompt-interpolation", PromptInterpolation::default())
+            .nick("Prompt interpolation")
+            .blurb("How the embeddings of prompts are blended, in mixes and transitions")
+            .flags(glib::ParamFlags::READWRITE | LIVE)
+            .build(),
+        glib::ParamSpecUInt64::builder("prompt-transition")
+            .nick("Prompt transition")
+            .blurb("How long, in nanoseconds of the video's time, the prompts in force take to turn into changed ones (0: at once). It counts for changes from then on")
+            .default_value(0)
+            .flags(glib::ParamFlags::READWRITE | CONTROLLED)
+            .build(),
         count(
             "steps",
             "Steps",
@@ -308,8 +322,13 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
         "model" => settings.model = path(value).filter(|path| !path.as_os_str().is_empty()),
         "backend" => settings.backend = get(value)?,
         "device-id" => settings.device_id = get(value)?,
-        "prompt" => settings.prompt = text(value)?,
+        "prompt" => {
+            settings.prompt = text(value)?;
+            settings.prompt_set += 1;
+        }
         "negative-prompt" => settings.negative_prompt = text(value)?,
+        "prompt-interpolation" => settings.prompt_interpolation = get(value)?,
+        "prompt-transition" => settings.prompt_transition = get(value)?,
         "steps" => settings.steps = Some(get(value)?),
         "strength" => settings.strength = Some(get(value)?),
         "t-index-list" => {
@@ -365,6 +384,8 @@ pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib:
             .as_ref()
             .or(manifest.defaults.negative_prompt.as_ref())
             .to_value(),
+        "prompt-interpolation" => settings.prompt_interpolation.to_value(),
+        "prompt-transition" => settings.prompt_transition.to_value(),
         "steps" => settings.steps(manifest).to_value(),
         "strength" => settings.strength(manifest).to_value(),
         "t-index-list" => settings.t_index_list.to_value(),

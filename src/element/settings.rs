@@ -6,9 +6,11 @@ use crate::engine::Limits;
 use crate::error::{Error, Result};
 use crate::model::{ConsistencyMethod, Manifest};
 use crate::stream::schedule::spread_indices;
-use crate::stream::{self, CfgType, Guidance, Method, Similarity, Variation};
+use crate::stream::{self, CfgType, Guidance, Interpolation, Method, Similarity, Variation};
 
-use super::{Backend, LatePolicy, Mode, Noise, Scheduler, Timing, WhileLoading};
+use super::{
+    Backend, LatePolicy, Mode, Noise, PromptInterpolation, Scheduler, Timing, WhileLoading,
+};
 
 /// Values for what neither the user nor the model folder says; those of the published pipeline where it has one.
 pub mod default {
@@ -44,7 +46,12 @@ pub struct Settings {
     /// The GPU's number, or -1.
     pub device_id: i32,
     pub prompt: Option<String>,
+    /// How often `prompt` has been set, to the same too.
+    pub prompt_set: u64,
     pub negative_prompt: Option<String>,
+    pub prompt_interpolation: PromptInterpolation,
+    /// Nanoseconds.
+    pub prompt_transition: u64,
     pub steps: Option<u32>,
     pub strength: Option<f64>,
     /// As written, such as "32,45".
@@ -85,7 +92,10 @@ impl Default for Settings {
             backend: Backend::default(),
             device_id: default::DEVICE_ID,
             prompt: None,
+            prompt_set: 0,
             negative_prompt: None,
+            prompt_interpolation: PromptInterpolation::default(),
+            prompt_transition: 0,
             steps: None,
             strength: None,
             t_index_list: None,
@@ -124,6 +134,8 @@ pub struct Prompts {
     pub prompt: String,
     /// `None` where neither the user nor the model folder says one.
     pub negative: Option<String>,
+    /// How mixes are blended.
+    pub interpolation: Interpolation,
 }
 
 impl Settings {
@@ -192,6 +204,7 @@ impl Settings {
         Prompts {
             prompt: pick(&self.prompt, &manifest.defaults.prompt).unwrap_or_default(),
             negative: pick(&self.negative_prompt, &manifest.defaults.negative_prompt),
+            interpolation: self.prompt_interpolation.into(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::continuity::Continuity;
+use super::frame_clock::FrameClock;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::Door;
 use super::runtime::host::{Converters, Passage};
@@ -41,6 +42,7 @@ pub(super) struct State {
     pub(super) marks_discont: bool,
     /// Whether frames follow one another in time.
     pub(super) continuity: Continuity,
+    pub(super) clock: FrameClock,
     /// The last properties that were sent to the worker, to share them while they don't change.
     sent: Option<Arc<Settings>>,
     /// What left last, for frames that show the same.
@@ -122,6 +124,17 @@ impl State {
     /// The timing in force.
     pub(super) fn timing(&self) -> Timing {
         self.timing
+    }
+
+    /// How long a frame is shown, as the caps say.
+    pub(super) fn frame_duration(&self) -> Option<gst::ClockTime> {
+        let fps = self.video.as_ref()?.input.fps();
+        let (frames, seconds) = (
+            u64::try_from(fps.numer()).ok()?,
+            u64::try_from(fps.denom()).ok()?,
+        );
+        let duration = gst::ClockTime::SECOND.nseconds().checked_mul(seconds)?;
+        Some(gst::ClockTime::from_nseconds(duration.checked_div(frames)?))
     }
 
     /// Goes over to another timing. Frames held back must have left before: those still in flight are forgotten, since in

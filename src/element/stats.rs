@@ -135,7 +135,9 @@ impl Stats {
     pub fn structure(&self, now: Now) -> gst::Structure {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let (prompt, negative) = match self.prompts.as_deref() {
-            Some(Prompts { prompt, negative }) => (&prompt[..], negative.as_deref()),
+            Some(Prompts {
+                prompt, negative, ..
+            }) => (&prompt[..], negative.as_deref()),
             None => ("", None),
         };
         let mut stats = gst::Structure::builder("streamdiffusion-stats")

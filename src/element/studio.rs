@@ -6,27 +6,31 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::cues::Cue;
+use super::encoding::Encoded;
 use super::prompts::PromptEncoder;
 use super::runtime::{Input, LoadedModel, Runtime, TensorOf};
 use super::settings::{Prompts, Settings};
 use super::stats::Stats;
 use super::story::listener;
 use super::watch::Watch;
-use super::worker::{Finished, Frame, Job, Observer, Restyled, guarded};
+use super::worker::{Finished, Frame, Job, Moment, Observer, Restyled, guarded};
 use crate::error::{Error, Result};
-use crate::stream::{Conditioning, Shown, Stream};
+use crate::stream::{Morph, Shown, Stream};
 
 /// Makes pictures of frames.
 pub struct Studio<R: Runtime> {
     prompts: PromptEncoder<R::Model>,
-    /// The prompts asked for last.
-    wanted: Option<Prompts>,
+    /// The prompts asked for last, and the cue that has them, if one does.
+    wanted: Option<(Prompts, Option<Arc<Cue>>)>,
+    /// Prompts that came without being waited for.
+    arrived: Option<Encoded<R::Model>>,
     /// The properties looked at last.
     applied: Option<Arc<Settings>>,
     /// The properties in force: those looked at last, unless they could not be taken over.
     in_force: Option<Arc<Settings>>,
     /// The prompts in force.
-    conditioning: Option<Conditioning<R::Model>>,
+    morph: Option<Morph<R::Model>>,
     running: Option<Running<R>>,
     watch: Watch,
     /// Dropped last: what the others hold lives on its device.
@@ -53,7 +57,8 @@ impl<R: Runtime> Studio<R> {
             wanted: None,
             applied: None,
             in_force: None,
-            conditioning: None,
+            arrived: None,
+            morph: None,
             running: None,
             watch: Watch::default(),
         })
@@ -89,6 +94,9 @@ impl<R: Runtime> Studio<R> {
                     self.tell(stats);
                     reply.send(finished);
                 }
+                Job::Prepare(settings, cue) => {
+                    self.prompts.prepare(self.prompts_of(&settings, Some(&cue)));
+                }
                 Job::Reset => {
                     if let Some(running) = &mut self.running {
                         running.stream.reset();
@@ -123,6 +131,7 @@ impl<R: Runtime> Studio<R> {
             ticket,
             stamp,
             settings,
+            moment,
             prime,
             again,
         } = frame;
@@ -131,12 +140,16 @@ impl<R: Runtime> Studio<R> {
             // Nobody waits for it. The stream, which an error would end, goes on with the next one.
             return Err(Error::engine("input", "was taken back by a flush"));
         }
-        self.want_prompts(&settings);
+        self.want_prompts(&settings, &moment)?;
+        if self.morph.is_none() {
+            self.begin_prompts(&settings, observer)?;
+        }
         let mut running = match self.running.take() {
             Some(running) if running.size == size => running,
             _ => self.start(size, &settings)?,
         };
         self.apply(&mut running.stream, &settings, observer);
+        self.apply_prompts(&mut running.stream, &settings, &moment, observer);
         running.stream.listen(observer.teller().map(listener));
         self.watch.come(stamp);
         let before = running.stream.counters().processed;
@@ -214,28 +227,65 @@ impl<R: Runtime> Studio<R> {
         }
     }
 
-    fn want_prompts(&mut self, settings: &Settings) {
-        let prompts = settings.prompts(self.runtime.loaded().folder.manifest());
-        if self.wanted.as_ref() != Some(&prompts) {
-            self.wanted = Some(prompts.clone());
-            let needs = self.running.as_ref().map(|running| running.stream.needs());
-            self.prompts.want(prompts, needs);
+    /// The prompts in force with these properties and this cue.
+    fn prompts_of(&self, settings: &Settings, cue: Option<&Arc<Cue>>) -> Prompts {
+        let mut prompts = settings.prompts(self.runtime.loaded().folder.manifest());
+        if let Some(cue) = cue {
+            prompts.prompt.clone_from(&cue.text);
         }
+        prompts
+    }
+
+    /// Asks for the prompts of a frame, if they are other ones than those of the frame before.
+    fn want_prompts(&mut self, settings: &Settings, moment: &Moment) -> Result<()> {
+        let prompts = self.prompts_of(settings, moment.cue.as_ref());
+        let before = self.wanted.replace((prompts.clone(), moment.cue.clone()));
+        if let Some((wanted, _)) = &before
+            && *wanted == prompts
+        {
+            return Ok(());
+        }
+        self.arrived = self.prompts.take_prepared(&prompts);
+        if self.arrived.is_none() {
+            let needs = self.running.as_ref().map(|running| running.stream.needs());
+            self.prompts.want(prompts.clone(), needs);
+            if moment.exact && before.is_some_and(|(_, cue)| cue != moment.cue) {
+                self.arrived = Some(self.prompts.wait_for(&prompts)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the first prompts. Those of a cue that cannot be had give way to the properties' own.
+    fn begin_prompts(&mut self, settings: &Settings, observer: &impl Observer) -> Result<()> {
+        let Some((prompts, cue)) = self.wanted.clone() else {
+            return Err(Error::engine("text_encoder", "was asked for no prompt"));
+        };
+        let mut encoded = match self.arrived.take() {
+            Some(encoded) => encoded,
+            None => self.prompts.wait_for(&prompts)?,
+        };
+        if let (Err(error), Some(cue)) = (&encoded.result, &cue) {
+            observer.change_refused(&of_cue(error.clone(), cue));
+            let own = self.prompts_of(settings, None);
+            self.prompts.want(own.clone(), None);
+            encoded = self.prompts.wait_for(&own)?;
+        }
+        if let Some(cut) = &encoded.cut {
+            observer.warned(cut);
+        }
+        self.morph = Some(Morph::new(encoded.result?));
+        self.watch.applied(encoded.prompts);
+        Ok(())
     }
 
     /// A new stream, with the properties in force if there are any: newer ones are for [`Self::apply`] to take over or
-    /// refuse. Frames wait for prompts only if there are none in force yet.
+    /// refuse.
     fn start(&mut self, size: (usize, usize), settings: &Arc<Settings>) -> Result<Running<R>> {
-        let conditioning = match (&self.conditioning, &self.wanted) {
-            (Some(conditioning), _) => conditioning.clone(),
-            (None, Some(prompts)) => {
-                let conditioning = self.prompts.wait_for(prompts)?;
-                self.watch.applied(prompts.clone());
-                conditioning
-            }
-            (None, None) => return Err(Error::engine("text_encoder", "was asked for no prompt")),
+        let Some(morph) = &self.morph else {
+            return Err(Error::engine("text_encoder", "gave no prompt yet"));
         };
-        self.conditioning = Some(conditioning.clone());
+        let conditioning = morph.in_force().clone();
         let settings = self.in_force.clone().unwrap_or_else(|| settings.clone());
         let loaded = self.runtime.loaded();
         let folder = &loaded.folder;
@@ -276,17 +326,56 @@ impl<R: Runtime> Studio<R> {
                 Err(error) => observer.change_refused(&error),
             }
         }
-        match self.prompts.take_new() {
-            Some(Ok((prompts, conditioning))) => {
-                self.watch.applied(prompts);
-                self.conditioning = Some(conditioning.clone());
-                stream.set_conditioning(conditioning);
+    }
+
+    /// Takes over prompts that are ready, and what of a change of prompts is due.
+    fn apply_prompts(
+        &mut self,
+        stream: &mut StreamOf<R>,
+        settings: &Settings,
+        moment: &Moment,
+        observer: &impl Observer,
+    ) {
+        let Some(morph) = &mut self.morph else {
+            return;
+        };
+        let time = moment.time.map(gst::ClockTime::nseconds);
+        let interpolation = settings.prompt_interpolation.into();
+        let arrived = self.arrived.take().map(Ok);
+        match arrived.or_else(|| self.prompts.take_new()) {
+            Some(Ok(encoded)) => {
+                if let Some(cut) = &encoded.cut {
+                    observer.warned(cut);
+                }
+                match encoded.result {
+                    Ok(target) => {
+                        self.watch.applied(encoded.prompts);
+                        morph.turn(target, settings.prompt_transition, time, interpolation)
+                    }
+                    Err(error) => observer.change_refused(&match &self.wanted {
+                        Some((wanted, Some(cue))) if *wanted == encoded.prompts => {
+                            of_cue(error, cue)
+                        }
+                        _ => error,
+                    }),
+                }
             }
             Some(Err(error)) => observer.change_refused(&error),
             None => {}
         }
-        if let Some(cut) = self.prompts.take_cut() {
-            observer.warned(&cut);
+        if let Some(conditioning) = morph.at(time, interpolation) {
+            stream.set_conditioning(conditioning);
         }
+    }
+}
+
+/// An error about a prompt, told of the cue that brought it.
+fn of_cue(error: Error, cue: &Cue) -> Error {
+    match error {
+        Error::Setting {
+            property: "prompt",
+            what,
+        } => Error::setting("prompt", format!("{cue}: {what}")),
+        other => other,
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::cues::Cue;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::CudaRuntime;
 use super::runtime::host::HostRuntime;
@@ -43,10 +44,22 @@ pub struct Frame {
     pub stamp: Stamp,
     /// The properties at the time it came in.
     pub settings: Arc<Settings>,
+    /// Its time, and the prompt for it.
+    pub moment: Moment,
     /// Whether a stream that holds nothing is first filled with copies of this picture, so that one comes out at once.
     pub prime: bool,
     /// Whether it shows what the frame before it showed.
     pub again: bool,
+}
+
+/// When a frame is shown, and what timed prompts say about it.
+pub struct Moment {
+    /// Running time, if it is known.
+    pub time: Option<gst::ClockTime>,
+    /// The cue whose prompt is in force instead of the property's.
+    pub cue: Option<Arc<Cue>>,
+    /// Whether a change of cues takes effect at this very frame, which waits for the prompt to be encoded.
+    pub exact: bool,
 }
 
 /// A picture for one input frame.
@@ -82,6 +95,8 @@ pub(super) enum Job {
     Reset,
     /// Forget all that frames have left behind.
     Renew,
+    /// Encode the prompt of a cue that is to come.
+    Prepare(Box<Settings>, Arc<Cue>),
 }
 
 /// What comes back for a job.
@@ -144,18 +159,10 @@ pub struct Pending<R> {
 impl<R: Send + 'static> Pending<R> {
     /// Waits for it.
     pub fn wait(self, interrupt: &Interrupt) -> std::result::Result<R, Unanswered> {
-        {
-            let mut waiting = interrupt.0.lock();
-            if waiting.flushing {
-                return Err(Unanswered::Flushing);
-            }
-            let sender = self.sender;
-            waiting.wake = Some(Box::new(move || {
-                let _ = sender.send(Answer::Interrupted);
-            }));
-        }
+        let sender = self.sender;
+        interrupt.arm(move || drop(sender.send(Answer::Interrupted)))?;
         let answer = self.answer.recv().unwrap_or(Answer::Gone);
-        interrupt.0.lock().wake = None;
+        interrupt.disarm();
         answer.into()
     }
 
@@ -194,6 +201,22 @@ impl Interrupt {
         if let Some(wake) = waiting.wake.take() {
             wake();
         }
+    }
+
+    /// Has `wake` called when a wait that begins now is to end; no wait may begin if this fails. Each is followed by
+    /// [`Self::disarm`].
+    pub fn arm(&self, wake: impl FnOnce() + Send + 'static) -> std::result::Result<(), Unanswered> {
+        let mut waiting = self.0.lock();
+        if waiting.flushing {
+            return Err(Unanswered::Flushing);
+        }
+        waiting.wake = Some(Box::new(wake));
+        Ok(())
+    }
+
+    /// A wait is over.
+    pub fn disarm(&self) {
+        self.0.lock().wake = None;
     }
 
     /// Waits last again.
@@ -368,6 +391,12 @@ impl Asker {
     /// Has all that frames have left behind forgotten, as if a stream began, without waiting for it.
     pub fn renew(&self) {
         let _ = self.0.send(Job::Renew);
+    }
+
+    /// Has the prompt of a cue that is to come encoded, without waiting for it.
+    pub fn prepare(&self, settings: Settings, cue: Arc<Cue>) {
+        // A worker that is gone needs no prompts.
+        let _ = self.0.send(Job::Prepare(Box::new(settings), cue));
     }
 
     fn ask<R: Send + 'static>(

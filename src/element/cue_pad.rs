@@ -1,0 +1,226 @@
+//! The pad `prompt`: text with times in, cues out.
+
+use std::sync::Arc;
+
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::prelude::*;
+
+use super::CAT;
+use super::cues::{Cue, Refused};
+use super::imp::StreamDiffusion;
+use super::worker::{Moment, Unanswered};
+
+/// Name of the pad and of its template.
+pub const NAME: &str = "prompt";
+/// The longest cue, in bytes, as for prompts.
+const LONGEST: usize = 64 << 10;
+
+/// The template of the pad.
+pub fn template() -> Option<gst::PadTemplate> {
+    let caps = gst::Caps::builder("text/x-raw")
+        .field("format", "utf8")
+        .build();
+    let presence = gst::PadPresence::Request;
+    gst::PadTemplate::new(NAME, gst::PadDirection::Sink, presence, &caps).ok()
+}
+
+/// A pad that brings its element cues. Nothing that comes in by it goes on to the source pad.
+pub fn new(template: &gst::PadTemplate) -> gst::Pad {
+    gst::Pad::builder_from_template(template)
+        .name(NAME)
+        .chain_function(|pad, parent, buffer| {
+            StreamDiffusion::catch_panic_pad_function(
+                parent,
+                || Err(gst::FlowError::Error),
+                |imp| imp.take_cue(pad, &buffer),
+            )
+        })
+        .event_function(|pad, parent, event| {
+            StreamDiffusion::catch_panic_pad_function(
+                parent,
+                || false,
+                |imp| imp.take_cue_event(pad, &event),
+            )
+        })
+        .query_function(|pad, parent, query| match query.view() {
+            gst::QueryView::Caps(_) | gst::QueryView::AcceptCaps(_) => {
+                gst::Pad::query_default(pad, parent, query)
+            }
+            _ => false,
+        })
+        .link_function(|_, parent, _| {
+            StreamDiffusion::catch_panic_pad_function(
+                parent,
+                || Err(gst::PadLinkError::Refused),
+                |imp| {
+                    imp.cues.link(true);
+                    Ok(gst::PadLinkSuccess)
+                },
+            )
+        })
+        .unlink_function(|_, parent| {
+            StreamDiffusion::catch_panic_pad_function(parent, || (), |imp| imp.cues.link(false));
+        })
+        .iterate_internal_links_function(|_, _| gst::Iterator::from_vec(Vec::new()))
+        .build()
+}
+
+impl StreamDiffusion {
+    /// Takes in a cue; waits while there are too many.
+    fn take_cue(
+        &self,
+        pad: &gst::Pad,
+        buffer: &gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let Some(time) = cue_time(pad, buffer) else {
+            gst::debug!(CAT, obj = pad, "No cue: {buffer:?} is not in the segment");
+            return Ok(gst::FlowSuccess::Ok);
+        };
+        let cue = match text(buffer) {
+            Ok(text) => Arc::new(Cue { time, text }),
+            Err(what) => {
+                let cue = Cue {
+                    time,
+                    text: String::new(),
+                };
+                gst::element_imp_warning!(
+                    self,
+                    gst::StreamError::Decode,
+                    ("{cue} {what}; the old prompt stays in force")
+                );
+                return Ok(gst::FlowSuccess::Ok);
+            }
+        };
+        self.cues.wait_for_room().map_err(|refused| match refused {
+            Refused::Flushing => gst::FlowError::Flushing,
+            Refused::Ended => gst::FlowError::Eos,
+        })?;
+        gst::debug!(CAT, obj = pad, "{cue}: {:?}", cue.text);
+        let asker = self.state.lock().asker.clone();
+        if let Some(asker) = asker
+            && !cue.text.is_empty()
+        {
+            asker.prepare(self.settings.lock().clone(), cue.clone());
+        }
+        self.cues.bring(cue);
+        Ok(gst::FlowSuccess::Ok)
+    }
+
+    fn take_cue_event(&self, pad: &gst::Pad, event: &gst::Event) -> bool {
+        use gst::EventView;
+        gst::log!(CAT, obj = pad, "Event {event:?}");
+        match event.view() {
+            EventView::FlushStart(_) => self.cues.begin_flush(),
+            EventView::FlushStop(_) => self.cues.end_flush(),
+            EventView::StreamStart(_) => self.cues.begin_stream(),
+            EventView::Eos(_) => self.cues.end_stream(),
+            EventView::Segment(segment) => {
+                let segment = segment.segment();
+                let Some(segment) = segment.downcast_ref::<gst::ClockTime>() else {
+                    gst::warning!(CAT, obj = pad, "A segment in {:?}", segment.format());
+                    return false;
+                };
+                if let Some(start) = segment.to_running_time(segment.start()) {
+                    self.cues.reach(start);
+                }
+            }
+            EventView::Gap(gap) => {
+                let (start, duration) = gap.get();
+                let end = start.saturating_add(duration.unwrap_or_default());
+                if let Some(end) = segment(pad).and_then(|segment| segment.to_running_time(end)) {
+                    self.cues.reach(end);
+                }
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The time of a frame and the prompt for it, once all cues are known that may be for it.
+    pub(super) fn moment(&self, input: &gst::BufferRef) -> Result<Moment, Unanswered> {
+        let segment = self.obj().segment();
+        let running = segment
+            .downcast_ref::<gst::ClockTime>()
+            .and_then(|segment| segment.to_running_time(input.pts()));
+        let time = {
+            let mut state = self.state.lock();
+            let duration = input.duration().or_else(|| state.frame_duration());
+            state.clock.see(running, duration)
+        };
+        let set = self.settings.lock().prompt_set;
+        if self.cues.must_wait(time) && !self.is_live() {
+            gst::log!(CAT, imp = self, "The frame at {time:?} waits for cues");
+            self.cues.wait_for(time, set, &self.interrupt)?;
+        }
+        // After the last of cues it matters once more, and is known from before.
+        let live = match self.cues.are_used() {
+            true => self.is_live(),
+            false => self.cues.is_live() == Some(true),
+        };
+        Ok(Moment {
+            time,
+            cue: self.cues.shown(time, set),
+            exact: !live,
+        })
+    }
+
+    /// Whether video or cues come in real time, so that neither may hold up the other.
+    fn is_live(&self) -> bool {
+        if let Some(live) = self.cues.is_live() {
+            return live;
+        }
+        let pads = [
+            Some(self.obj().sink_pad().clone()),
+            self.obj().static_pad(NAME),
+        ];
+        let mut known = true;
+        for pad in pads.into_iter().flatten() {
+            let mut query = gst::query::Latency::new();
+            match pad.peer_query(&mut query) {
+                true if query.result().0 => {
+                    self.cues.set_live(true);
+                    return true;
+                }
+                answered => known &= answered,
+            }
+        }
+        if known {
+            self.cues.set_live(false);
+        }
+        false
+    }
+}
+
+fn segment(pad: &gst::Pad) -> Option<gst::FormattedSegment<gst::ClockTime>> {
+    let event = pad.sticky_event::<gst::event::Segment>(0)?;
+    event.segment().downcast_ref::<gst::ClockTime>().cloned()
+}
+
+/// The running time from which on a cue is in force, `Some(None)` for at once; `None` if it is outside of the segment.
+fn cue_time(pad: &gst::Pad, buffer: &gst::BufferRef) -> Option<Option<gst::ClockTime>> {
+    let (Some(start), Some(segment)) = (buffer.pts(), segment(pad)) else {
+        return Some(None);
+    };
+    let end = buffer
+        .duration()
+        .map(|duration| start.saturating_add(duration));
+    let (start, _) = segment.clip(start, end)?;
+    Some(segment.to_running_time(start))
+}
+
+/// The prompt in a buffer, on one line; an error for people.
+fn text(buffer: &gst::BufferRef) -> Result<String, String> {
+    if buffer.size() > LONGEST {
+        return Err(format!(
+            "has {} bytes, expected {LONGEST} at most",
+            buffer.size()
+        ));
+    }
+    let bytes = buffer
+        .map_readable()
+        .map_err(|_| "cannot be read".to_owned())?;
+    let text = std::str::from_utf8(&bytes).map_err(|err| format!("is not UTF-8 text: {err}"))?;
+    let words = text.trim_end_matches('\0').split_whitespace();
+    Ok(words.collect::<Vec<_>>().join(" "))
+}
