@@ -18,7 +18,8 @@ use super::state::State;
 use super::stats::Stats;
 use super::venue::Venue;
 use super::worker::{Interrupt, Observer, Worker};
-use super::{CAT, caps, errors, model_path, properties};
+use super::{CAT, building, caps, errors, model_path, properties};
+use crate::engine::BuildProgress;
 use crate::error::Error;
 use crate::model::Manifest;
 
@@ -69,7 +70,11 @@ impl ObjectImpl for StreamDiffusion {
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
         let result = properties::set(&mut self.settings.lock(), pspec.name(), value);
         // What was decided early, for a neighbour that asked, is decided anew.
-        if matches!(pspec.name(), "backend" | "device-id") && self.worker.lock().is_none() {
+        if matches!(
+            pspec.name(),
+            "backend" | "device-id" | "build-engines" | "model"
+        ) && self.worker.lock().is_none()
+        {
             *self.venue.lock() = None;
         }
         if let Err(what) = result {
@@ -414,6 +419,12 @@ impl Observer for ElementObserver {
     fn warned(&self, error: &Error) {
         if let Some(element) = self.0.upgrade() {
             gst::element_warning!(element, gst::LibraryError::Settings, ("{error}"));
+        }
+    }
+
+    fn building(&self, progress: &BuildProgress) {
+        if let Some(element) = self.0.upgrade() {
+            building::post(&element, progress);
         }
     }
 }

@@ -7,6 +7,7 @@ use gst::prelude::*;
 
 pub use model_path::bundled as bundled_model;
 
+mod building;
 mod caps;
 mod choice;
 #[cfg(feature = "cuda")]
@@ -30,7 +31,7 @@ mod timeline;
 mod venue;
 mod worker;
 
-pub use enums::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, Timing};
+pub use enums::{Backend, BuildEngines, CfgTypeProperty, Mode, Noise, Scheduler, Timing};
 
 /// The element's debug category.
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -52,6 +53,7 @@ glib::wrapper! {
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     for enumeration in [
         Backend::static_type(),
+        BuildEngines::static_type(),
         CfgTypeProperty::static_type(),
         Mode::static_type(),
         Noise::static_type(),

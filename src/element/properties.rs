@@ -8,7 +8,7 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::settings::{Settings, default};
-use super::{Backend, CfgTypeProperty, Mode, Noise, Scheduler, Timing};
+use super::{Backend, BuildEngines, CfgTypeProperty, Mode, Noise, Scheduler, Timing};
 use crate::model::Manifest;
 
 /// A property that takes effect at the next frame.
@@ -72,6 +72,11 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         glib::ParamSpecEnum::builder_with_default("backend", Backend::default())
             .nick("Backend")
             .blurb("What runs the model; stats says which one was chosen and why")
+            .flags(glib::ParamFlags::READWRITE | AT_START)
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("build-engines", BuildEngines::default())
+            .nick("Build engines")
+            .blurb("Whether TensorRT engines that are missing are built when the model is loaded, with progress messages; else streamdiffusion build makes them")
             .flags(glib::ParamFlags::READWRITE | AT_START)
             .build(),
         glib::ParamSpecInt::builder("device-id")
@@ -235,7 +240,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             .build(),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); launched (on a GPU: how many frames as one graph); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped and output (uint64); fps; width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); engines (of TensorRT: which, found or built, when and why); launched (on a GPU: how many frames as one graph); encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]
@@ -255,6 +260,7 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
     match name {
         "model" => settings.model = path(value).filter(|path| !path.as_os_str().is_empty()),
         "backend" => settings.backend = get(value)?,
+        "build-engines" => settings.build_engines = get(value)?,
         "device-id" => settings.device_id = get(value)?,
         "prompt" => settings.prompt = text(value)?,
         "negative-prompt" => settings.negative_prompt = text(value)?,
@@ -295,6 +301,7 @@ pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib:
             .map(|path| path.to_string_lossy().into_owned())
             .to_value(),
         "backend" => settings.backend.to_value(),
+        "build-engines" => settings.build_engines.to_value(),
         "device-id" => settings.device_id.to_value(),
         "prompt" => settings
             .prompt

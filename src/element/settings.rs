@@ -8,7 +8,7 @@ use crate::model::{ConsistencyMethod, Manifest};
 use crate::stream::schedule::spread_indices;
 use crate::stream::{self, CfgType, Guidance, Method, Similarity, Variation};
 
-use super::{Backend, Mode, Noise, Scheduler, Timing};
+use super::{Backend, BuildEngines, Mode, Noise, Scheduler, Timing};
 
 /// Values for what neither the user nor the model folder says; those of the published pipeline where it has one.
 pub mod default {
@@ -36,6 +36,7 @@ pub mod default {
 pub struct Settings {
     pub model: Option<PathBuf>,
     pub backend: Backend,
+    pub build_engines: BuildEngines,
     /// The GPU's number, or -1.
     pub device_id: i32,
     pub prompt: Option<String>,
@@ -69,6 +70,7 @@ impl Default for Settings {
         Self {
             model: None,
             backend: Backend::default(),
+            build_engines: BuildEngines::default(),
             device_id: default::DEVICE_ID,
             prompt: None,
             negative_prompt: None,
@@ -241,13 +243,20 @@ impl Settings {
             let multiple = limits.multiple.max(1);
             ((side / multiple as f64).round() as usize).max(1) * multiple
         };
+        // What nobody asks for follows the engines, where there are some.
+        let within = |side: usize, range: Option<(usize, usize)>| match range {
+            Some((min, max)) => side.clamp(min, max.max(min)),
+            None => side,
+        };
+        let built = limits.built.as_ref();
+        let (wide, high) = (built.map(|b| b.width), built.map(|b| b.height));
         let (frame_width, frame_height) = (frame.0.max(1) as f64, frame.1.max(1) as f64);
         let aspect = frame_width / frame_height;
         match (self.width as usize, self.height as usize) {
             (0, 0) => {}
             (_, 0) | (0, _) if limits.fixed_size.is_some() => {}
-            (width, 0) => return (width, round(width as f64 / aspect)),
-            (0, height) => return (round(height as f64 * aspect), height),
+            (width, 0) => return (width, within(round(width as f64 / aspect), high)),
+            (0, height) => return (within(round(height as f64 * aspect), wide), height),
             size => return size,
         }
         if let Some(size) = limits.fixed_size {
@@ -260,7 +269,10 @@ impl Settings {
         let shrink = defaults.size.map_or(1.0, |size| {
             (size as f64 / (frame_width * frame_height).sqrt()).min(1.0)
         });
-        (round(frame_width * shrink), round(frame_height * shrink))
+        (
+            within(round(frame_width * shrink), wide),
+            within(round(frame_height * shrink), high),
+        )
     }
 }
 
@@ -290,6 +302,7 @@ mod tests {
             fixed_size: None,
             chunks: None,
             samples_posterior: false,
+            built: None,
         }
     }
 

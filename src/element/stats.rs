@@ -19,6 +19,7 @@ pub struct Stats {
     backend_reason: String,
     device: String,
     precomputed: Option<String>,
+    engines: Option<String>,
     launched: String,
     size: (usize, usize),
     counters: Counters,
@@ -42,6 +43,7 @@ impl Stats {
         self.model = Some(loaded.folder().name());
         self.backend = Some(loaded.backend().to_owned());
         self.precomputed = Some(loaded.precomputed().to_owned());
+        self.engines = Some(loaded.engines().to_owned());
     }
 
     /// Takes over the stream's figures.
@@ -87,6 +89,7 @@ impl Stats {
             .field("backend-reason", self.backend_reason.as_str())
             .field("device", self.device.as_str())
             .field("precomputed", self.precomputed.as_deref().unwrap_or(""))
+            .field("engines", self.engines.as_deref().unwrap_or(""))
             .field("launched", self.launched.as_str())
             .build();
         for (name, stage) in [

@@ -4,12 +4,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use super::building;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::CudaRuntime;
 use super::runtime::host::HostRuntime;
@@ -18,6 +21,7 @@ use super::settings::Settings;
 use super::stats::Stats;
 use super::studio::Studio;
 use super::venue::Venue;
+use crate::engine::BuildProgress;
 use crate::error::{Error, Result};
 
 /// A picture to restyle.
@@ -130,19 +134,23 @@ impl Interrupt {
 }
 
 /// What the worker tells of its own accord.
-pub trait Observer: Send + 'static {
+pub trait Observer: Send + Sync + 'static {
     /// The model could not be loaded, or the worker broke down: it does nothing more.
     fn failed(&self, error: &Error);
     /// A live change could not be taken over; the old values stay in force.
     fn change_refused(&self, error: &Error);
     /// Something is done in part only.
     fn warned(&self, error: &Error);
+    /// Engines are being built while the model loads. Called on any thread.
+    fn building(&self, progress: &BuildProgress);
 }
 
 /// A handle to the worker's thread, which ends when this is dropped.
 pub struct Worker {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// Ends what takes long while the model loads.
+    stop: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -154,18 +162,28 @@ impl Worker {
         observer: impl Observer,
     ) -> std::io::Result<Self> {
         let (jobs, received) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+        let stopped = stop.clone();
+        let observer = Arc::new(observer);
         let thread = std::thread::Builder::new()
             .name("sd-worker".into())
             .spawn(move || {
                 match venue {
                     Venue::Cpu => {
                         let load = || HostRuntime::load(&model);
-                        work(load, &received, &stats, &observer);
+                        work(load, &received, &stats, &*observer);
                     }
                     #[cfg(feature = "cuda")]
                     Venue::Gpu(gpu) => {
                         let load = || CudaRuntime::load(&model, gpu);
-                        work(load, &received, &stats, &observer);
+                        work(load, &received, &stats, &*observer);
+                    }
+                    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+                    Venue::TensorRt(gpu, request) => {
+                        let building = building::building(&observer, stopped);
+                        let load = || CudaRuntime::load_engines(&model, gpu, &request, building);
+                        work(load, &received, &stats, &*observer);
                     }
                 }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
@@ -174,6 +192,7 @@ impl Worker {
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
+            stop,
         })
     }
 
@@ -186,6 +205,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
+        self.stop.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
             // Panics in there have been turned into errors.
             let _ = thread.join();

@@ -34,6 +34,7 @@ const LIMITS: Limits = Limits {
     fixed_size: None,
     chunks: None,
     samples_posterior: false,
+    built: None,
 };
 const PROMPT: f32 = 0.2;
 const NEGATIVE: f32 = -0.1;

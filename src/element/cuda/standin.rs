@@ -15,7 +15,7 @@ use super::library::Functions;
 use super::{Context, Mapped, Sharing, is_cuda, memory};
 use crate::element::caps::{CUDA_FORMATS, CUDA_MEMORY, FORMATS};
 use crate::element::layout::layout;
-use crate::engine::onnxruntime::CudaOnnxModel;
+use crate::engine::onnxruntime::cuda_available;
 
 /// Set in the process that has the stand-in on its library path.
 const VARIABLE: &str = "STREAMDIFFUSION_TEST_STANDIN";
@@ -263,7 +263,7 @@ fn elements_say_what_is_missing() {
         }
     }
     // Where ONNX Runtime could use GPUs, the stand-in would not do.
-    if let Err(missing) = CudaOnnxModel::available() {
+    if let Err(missing) = cuda_available() {
         let message = start("onnxruntime-cuda", 1).unwrap_err();
         assert!(message.contains("property backend"), "{message}");
         assert!(message.contains(&missing.to_string()), "{message}");

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::model::{Chunk, ComponentFile, ModelFolder, Role, TextEncoder, Tokenizer, weigh};
 
 /// The text encoders of a model.
-pub(super) struct Texts {
+pub(in crate::engine) struct Texts {
     encoders: Vec<Encoder>,
     /// Whether no text is embeddings of zeros.
     zeros_for_none: bool,
@@ -22,7 +22,7 @@ struct Encoder {
 
 impl Texts {
     /// Loads the text encoders of `folder`.
-    pub fn open(folder: &ModelFolder, provider: &Provider) -> Result<Self> {
+    pub(super) fn open(folder: &ModelFolder, provider: &Provider) -> Result<Self> {
         let encoder = |encoder: &TextEncoder| {
             Ok(Encoder {
                 session: Session::open(&encoder.file, provider)?,

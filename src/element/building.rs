@@ -1,0 +1,141 @@
+//! Engines that are built while the model loads, as the application hears of them; and what TensorRT says.
+
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use std::sync::Arc;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use std::sync::atomic::AtomicBool;
+
+use gst::prelude::*;
+
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use super::{BuildEngines, settings::Settings, worker::Observer};
+use super::{CAT, StreamDiffusion};
+use crate::engine::BuildProgress;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use crate::engine::tensorrt::{self, Building, Severity, Wanted};
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use crate::error::Result;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use crate::model::ModelFolder;
+
+/// The code of the progress messages.
+const CODE: &str = "build";
+
+/// Posts how far a build is, as a progress message.
+pub fn post(element: &StreamDiffusion, progress: &BuildProgress) {
+    let (kind, text) = match progress {
+        BuildProgress::Begun(why) => (
+            gst::ProgressType::Start,
+            format!("Building TensorRT engines: {why}"),
+        ),
+        BuildProgress::Continues(what, percent) => {
+            (gst::ProgressType::Continue, format!("{what}, {percent} %"))
+        }
+        BuildProgress::Complete => (
+            gst::ProgressType::Complete,
+            "TensorRT engines are built".into(),
+        ),
+        BuildProgress::Cancelled => (
+            gst::ProgressType::Canceled,
+            "The build of TensorRT engines was ended".into(),
+        ),
+        BuildProgress::Failed(error) => (
+            gst::ProgressType::Error,
+            format!("TensorRT engines cannot be built: {error}"),
+        ),
+    };
+    gst::info!(CAT, obj = element, "{text}");
+    let message = gst::message::Progress::builder(kind, CODE, &text)
+        .src(element)
+        .build();
+    if element.post_message(message).is_err() {
+        gst::debug!(CAT, obj = element, "No bus to tell of the build");
+    }
+}
+
+/// A build that tells `observer` and ends when `stop` is set.
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+pub fn building(observer: &Arc<impl Observer>, stop: Arc<AtomicBool>) -> Building {
+    let observer = observer.clone();
+    Building {
+        tell: Arc::new(move |progress| observer.building(&progress)),
+        stop,
+    }
+}
+
+/// What TensorRT is to do, and whether engines that are missing are built.
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Request {
+    /// What the model is asked to do.
+    pub wanted: Wanted,
+    /// Whether missing engines are built.
+    pub build: bool,
+}
+
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+impl Request {
+    /// What these properties come to with the model in `folder`.
+    ///
+    /// # Errors
+    /// When `t-index-list` is no list of numbers.
+    pub fn new(settings: &Settings, folder: &ModelFolder) -> Result<Self> {
+        let manifest = folder.manifest();
+        let stream = settings.stream(manifest, folder.scheduler().method)?;
+        let side = |set: u32, other: u32, own: Option<usize>, fixed: Option<usize>| match set {
+            // With one side given, the other follows from the frames' shape.
+            0 if other > 0 => fixed,
+            0 => fixed.or(own),
+            side => Some(side as usize),
+        };
+        let defaults = &manifest.defaults;
+        let own = defaults.width.zip(defaults.height);
+        let fixed = folder.fixed_size();
+        let (width, height) = (settings.width, settings.height);
+        Ok(Self {
+            wanted: Wanted {
+                calls: stream.calls(settings.frame_buffer_size as usize),
+                width: side(
+                    width,
+                    height,
+                    own.map(|own| own.0),
+                    fixed.map(|size| size.0),
+                ),
+                height: side(
+                    height,
+                    width,
+                    own.map(|own| own.1),
+                    fixed.map(|size| size.1),
+                ),
+            },
+            build: settings.build_engines == BuildEngines::Auto,
+        })
+    }
+}
+
+/// Has what TensorRT says go to a debug category of its own, from now on.
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+pub fn listen_to_tensorrt() {
+    use std::sync::{LazyLock, Once};
+
+    static TENSORRT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+        gst::DebugCategory::new(
+            "streamdiffusion-tensorrt",
+            gst::DebugColorFlags::empty(),
+            Some("What TensorRT says"),
+        )
+    });
+    static LISTENING: Once = Once::new();
+    LISTENING.call_once(|| {
+        tensorrt::set_sink(|severity, message| {
+            let message = message.trim_end();
+            // The level is no argument of the macros that looks at thresholds early.
+            match severity {
+                Severity::InternalError | Severity::Error => gst::error!(TENSORRT, "{message}"),
+                Severity::Warning => gst::warning!(TENSORRT, "{message}"),
+                Severity::Info => gst::info!(TENSORRT, "{message}"),
+                Severity::Verbose => gst::log!(TENSORRT, "{message}"),
+            }
+        });
+    });
+}
