@@ -293,6 +293,7 @@ fn parse_indices(list: &str) -> Result<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Built;
 
     fn limits(multiple: usize) -> Limits {
         Limits {
@@ -325,6 +326,48 @@ mod tests {
         assert_eq!(size(&settings, &manifest, (1920, 1080)), (512, 500));
         settings.width = 0;
         assert_eq!(size(&settings, &manifest, (100, 100)), (512, 500));
+    }
+
+    /// Engines that are there decide a size that nobody asks for, and refuse one that is asked for.
+    #[test]
+    fn sizes_that_nobody_asks_for_follow_the_engines() {
+        let mut settings = Settings::default();
+        let mut manifest = Manifest::default();
+        manifest.defaults.size = Some(512);
+        let with = |width: (usize, usize), height: (usize, usize)| Limits {
+            built: Some(Built {
+                width,
+                height,
+                rows: (1, 8),
+                frames: (1, 1),
+                chunks: (1, 1),
+                command: "streamdiffusion build m".into(),
+            }),
+            ..limits(64)
+        };
+        let frame = (1920, 1080);
+        let one = with((512, 512), (512, 512));
+        let range = with((384, 640), (256, 640));
+        assert_eq!(settings.processing_size(&manifest, &one, frame), (512, 512));
+        assert_eq!(
+            settings.processing_size(&manifest, &range, frame),
+            (640, 384)
+        );
+        settings.width = 512;
+        assert_eq!(
+            settings.processing_size(&manifest, &range, frame),
+            (512, 320)
+        );
+        assert_eq!(settings.processing_size(&manifest, &one, frame), (512, 512));
+        settings.width = 768;
+        settings.height = 512;
+        let size = settings.processing_size(&manifest, &one, frame);
+        assert_eq!(size, (768, 512));
+        let error = one.check_size(size.0, size.1).unwrap_err().to_string();
+        assert!(
+            error.contains("property width") && error.contains("--size 768x512"),
+            "{error}"
+        );
     }
 
     #[test]

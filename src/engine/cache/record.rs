@@ -53,7 +53,7 @@ pub struct Made {
 
 impl Record {
     /// The record of an engine.
-    pub(super) fn new(
+    pub(in crate::engine) fn new(
         key: &Key,
         serves: &BTreeMap<String, (usize, usize)>,
         bytes: &[u8],

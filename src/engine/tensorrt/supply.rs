@@ -542,3 +542,217 @@ fn build(
         origin: origins.join("; "),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::engine::cache::Made;
+
+    #[test]
+    fn engines_run_on_the_gpus_that_they_are_for() {
+        let runs = |major, minor, what| Gpu::new(major, minor).runs(what);
+        for (major, minor, any, later) in [
+            (7, 5, false, false),
+            (8, 0, true, true),
+            (8, 6, true, true),
+            (8, 7, false, true),
+            (8, 9, true, true),
+            (9, 0, false, true),
+            (10, 0, false, true),
+            (12, 0, true, true),
+            (12, 1, true, true),
+            (13, 0, true, true),
+        ] {
+            assert_eq!(runs(major, minor, "any"), any, "{major}.{minor}");
+            assert_eq!(
+                runs(major, minor, "8.0 and later"),
+                later,
+                "{major}.{minor}"
+            );
+        }
+        assert!(runs(8, 9, "8.6 8.9"));
+        assert!(!runs(8, 0, "8.6 8.9"));
+        assert!(!runs(12, 0, "12.1"));
+    }
+
+    #[test]
+    fn paths_are_words_of_a_shell() {
+        assert_eq!(
+            shell_word(Path::new("/models/sd-turbo_1.5")),
+            "/models/sd-turbo_1.5"
+        );
+        assert_eq!(
+            shell_word(Path::new("/my models/it's")),
+            "'/my models/it'\\''s'"
+        );
+    }
+
+    fn record(component: &str, part: &str, serves: &[(&str, (usize, usize))]) -> Record {
+        let serves = serves
+            .iter()
+            .map(|(name, range)| ((*name).to_owned(), *range));
+        let serves: BTreeMap<_, _> = serves.collect();
+        let mut key = Key::new(component, part);
+        key.inputs = vec![format!("{serves:?}")];
+        let made = Made {
+            model: "/m".into(),
+            at: "2026-01-02T03:04:05Z".into(),
+            took_seconds: 2.0,
+            by: "a test".into(),
+        };
+        Record::new(&key, &serves, b"engine", made)
+    }
+
+    fn unet(width: (usize, usize), rows: usize) -> Record {
+        let serves = [
+            ("width", width),
+            ("height", (512, 512)),
+            ("rows", (1, rows)),
+            ("chunks", (1, 1)),
+        ];
+        record("unet", "live", &serves)
+    }
+
+    fn coders(width: (usize, usize), frames: usize) -> [Record; 2] {
+        let serves = [
+            ("width", width),
+            ("height", (512, 512)),
+            ("frames", (1, frames)),
+        ];
+        ["vae_encoder", "vae_decoder"].map(|name| record(name, "whole", &serves))
+    }
+
+    fn wanted(rows: usize, frames: usize, width: Option<usize>) -> Wanted {
+        Wanted {
+            calls: Calls {
+                steps: rows / frames,
+                frames,
+                rows,
+            },
+            width,
+            height: width.map(|_| 512),
+        }
+    }
+
+    fn chosen(unets: &[Record], coders: &[[Record; 2]], wanted: &Wanted) -> Result<Supply> {
+        let unets: Vec<&Record> = unets.iter().collect();
+        let [encoders, decoders] = [0, 1].map(|i| coders.iter().map(|c| &c[i]).collect::<Vec<_>>());
+        choose(
+            [&unets, &encoders, &decoders],
+            wanted,
+            "streamdiffusion build m",
+        )
+    }
+
+    #[test]
+    fn the_nearest_engines_that_do_together_are_taken() {
+        let unets = [
+            unet((384, 1024), 8),
+            unet((640, 640), 8),
+            unet((512, 512), 16),
+            unet((512, 512), 8),
+        ];
+        let coders = [coders((384, 1024), 2), coders((512, 512), 1)];
+        let found = |wanted: &Wanted| chosen(&unets, &coders, wanted).unwrap();
+        let serving = |supply: &Supply| supply.engines.clone().map(|key| key.inputs[0].clone());
+        let inputs = |record: &Record| record.key.inputs[0].clone();
+        // One size and few rows before a range and many.
+        let first = found(&wanted(8, 1, Some(512)));
+        assert_eq!(
+            serving(&first),
+            [
+                inputs(&unets[3]),
+                inputs(&coders[1][0]),
+                inputs(&coders[1][1])
+            ]
+        );
+        assert_eq!((first.built.width, first.built.rows), ((512, 512), (1, 8)));
+        assert!(
+            first.origin.starts_with(
+                "unet (live part): found, built 2026-01-02T03:04:05Z in 2.0 s; vae_encoder: found"
+            ),
+            "{}",
+            first.origin
+        );
+        assert_eq!(found(&wanted(12, 1, Some(512))).engines[0], unets[2].key);
+        assert_eq!(found(&wanted(8, 1, Some(768))).engines[0], unets[0].key);
+        let two = found(&wanted(4, 2, Some(640)));
+        assert_eq!(two.engines[0], unets[1].key);
+        assert_eq!((two.built.width, two.built.frames), ((640, 640), (1, 2)));
+        // Without a size, the U-Net's engine says it, and the others have to cover it.
+        let open = found(&wanted(8, 1, None));
+        assert!(
+            [(640, 640), (512, 512)].contains(&open.built.width),
+            "{:?}",
+            open.built
+        );
+        let only = chosen(&unets[..1], &coders, &wanted(8, 1, None)).unwrap();
+        assert_eq!(
+            (only.built.width, &only.engines[1]),
+            ((384, 1024), &coders[0][0].key)
+        );
+    }
+
+    #[test]
+    fn what_no_engine_does_is_told_by_property() {
+        let unets = [unet((512, 512), 8), unet((384, 640), 4)];
+        let both = [coders((384, 640), 1)];
+        let refused = |wanted: &Wanted, parts: &[&str]| {
+            let text = chosen(&unets, &both, wanted).unwrap_err().to_string();
+            for part in parts {
+                assert!(text.contains(part), "{text:?} lacks {part:?}");
+            }
+        };
+        // Of engines that are too small in one way each, the one of the right size is told of.
+        refused(
+            &wanted(8, 1, Some(640)),
+            &[
+                "property steps",
+                "for 4 at most",
+                "--size 384x512..640x512\"",
+            ],
+        );
+        refused(
+            &wanted(8, 1, Some(768)),
+            &["property width", "768x512", "--size 768x512"],
+        );
+        refused(
+            &wanted(9, 1, Some(512)),
+            &["property steps", "--batch 1..9"],
+        );
+        refused(
+            &wanted(4, 2, Some(512)),
+            &[
+                "property frame-buffer-size",
+                "2 cannot be served",
+                "--frame-buffer-size 2",
+            ],
+        );
+        // Each does, but not together.
+        let apart = chosen(
+            &[unet((512, 512), 8)],
+            &[coders((640, 640), 1)],
+            &wanted(2, 1, None),
+        );
+        let text = apart.unwrap_err().to_string();
+        assert!(
+            text.contains("different sizes") && text.contains("--size 512x512"),
+            "{text}"
+        );
+        // What a graph fixes is no limit.
+        let fixed = record(
+            "unet",
+            "whole",
+            &[("width", (512, 512)), ("height", (512, 512))],
+        );
+        let supply = chosen(
+            &[fixed],
+            &[coders((512, 512), 1)],
+            &wanted(40, 1, Some(512)),
+        )
+        .unwrap();
+        assert_eq!(supply.built.rows, (1, ANY));
+    }
+}
