@@ -186,9 +186,8 @@ fn the_command_of_an_error_builds_what_is_missing() {
         width: Some(width),
         ..two
     };
-    let text = place.refuses(&wide, &["property width", "cannot be processed"]);
-    place.obeys(&text);
-    assert_eq!(place.find(&wide).unwrap().built.width, (width, width));
+    let size = format!("--size {width}x");
+    place.refuses(&wide, &["property width", "cannot be processed", &size]);
     // Other GPUs.
     let text = place.find_for(&two, (9, 0)).unwrap_err().to_string();
     assert!(

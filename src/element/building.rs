@@ -139,3 +139,53 @@ pub fn listen_to_tensorrt() {
         });
     });
 }
+
+#[cfg(all(test, feature = "cuda", feature = "tensorrt"))]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::Calls;
+    use crate::stream::CfgType;
+
+    #[test]
+    fn properties_say_what_engines_have_to_do() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        let folder = ModelFolder::open(&folder).unwrap();
+        let wanted = |settings: &Settings| Request::new(settings, &folder).unwrap().wanted;
+        let mut settings = Settings {
+            steps: Some(4),
+            cfg_type: Some(CfgType::Full),
+            guidance_scale: Some(1.5),
+            frame_buffer_size: 2,
+            ..Settings::default()
+        };
+        let calls = Calls {
+            steps: 4,
+            frames: 2,
+            rows: 16,
+        };
+        assert_eq!(wanted(&settings).calls, calls);
+        assert!(!Request::new(&settings, &folder).unwrap().build);
+        settings.build_engines = BuildEngines::Auto;
+        assert!(Request::new(&settings, &folder).unwrap().build);
+        settings.t_index_list = Some("1,2,3".into());
+        settings.cfg_type = Some(CfgType::Initialize);
+        assert_eq!(wanted(&settings).calls.rows, 8);
+        // The model names a size for both sides together, which frames may fall short of.
+        let size = |settings: &Settings| {
+            let wanted = wanted(settings);
+            (wanted.width, wanted.height)
+        };
+        assert_eq!(size(&settings), (None, None));
+        settings.width = 512;
+        assert_eq!(size(&settings), (Some(512), None));
+        settings.height = 384;
+        assert_eq!(size(&settings), (Some(512), Some(384)));
+        settings.width = 0;
+        assert_eq!(size(&settings), (None, Some(384)));
+        settings.t_index_list = Some("x".into());
+        let error = Request::new(&settings, &folder).unwrap_err().to_string();
+        assert!(error.contains("property t-index-list"), "{error}");
+    }
+}

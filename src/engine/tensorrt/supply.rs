@@ -161,7 +161,9 @@ impl Supply {
         let (mut records, mut refused) = (Vec::new(), None);
         for entry in cache.entries()? {
             match entry.record {
-                Ok(record) => records.push(record),
+                // A pair that was given another's name is nobody's.
+                Ok(record) if entry.path == cache.path(&record.key) => records.push(record),
+                Ok(_) => {}
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
@@ -347,12 +349,16 @@ fn choose(usable: [&[&Record]; 3], wanted: &Wanted, command: &str) -> Result<Sup
             return Err(first.unwrap_or_else(|| Error::engine("engines", "are none")));
         }
         // An engine for one size and few rows is the fastest for them.
-        let spread = |(a, b): (usize, usize)| b.saturating_sub(a);
+        let spread = |(least, most): (usize, usize)| match most {
+            // Nothing that an engine was made for.
+            ANY => 0,
+            most => most.saturating_sub(least),
+        };
         good.sort_by_key(|(record, built)| {
             (
                 record.key.part != "live",
-                spread(built.width).saturating_add(spread(built.height)),
-                spread(built.rows).saturating_add(spread(built.frames)),
+                spread(built.width) + spread(built.height),
+                spread(built.rows) + spread(built.frames),
             )
         });
         fit.push(good);
