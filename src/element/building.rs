@@ -1,21 +1,15 @@
 //! Engines that are built while the model loads, as the application hears of them; and what TensorRT says.
 
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use std::sync::Arc;
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use std::sync::atomic::AtomicBool;
 
 use gst::prelude::*;
 
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use super::{BuildEngines, settings::Settings, worker::Observer};
 use super::{CAT, StreamDiffusion};
 use crate::engine::BuildProgress;
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::engine::tensorrt::{self, Building, Severity, Wanted};
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::error::Result;
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::model::ModelFolder;
 
 /// The code of the progress messages.
@@ -54,7 +48,6 @@ pub fn post(element: &StreamDiffusion, progress: &BuildProgress) {
 }
 
 /// A build that tells `observer` and ends when `stop` is set.
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 pub fn building(observer: &Arc<impl Observer>, stop: Arc<AtomicBool>) -> Building {
     let observer = observer.clone();
     Building {
@@ -64,7 +57,6 @@ pub fn building(observer: &Arc<impl Observer>, stop: Arc<AtomicBool>) -> Buildin
 }
 
 /// What TensorRT is to do, and whether engines that are missing are built.
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Request {
     /// What the model is asked to do.
@@ -73,7 +65,6 @@ pub struct Request {
     pub build: bool,
 }
 
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 impl Request {
     /// What these properties come to with the model in `folder`.
     ///
@@ -114,7 +105,6 @@ impl Request {
 }
 
 /// Has what TensorRT says go to a debug category of its own, from now on.
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 pub fn listen_to_tensorrt() {
     use std::sync::{LazyLock, Once};
 
@@ -127,9 +117,10 @@ pub fn listen_to_tensorrt() {
     });
     static LISTENING: Once = Once::new();
     LISTENING.call_once(|| {
+        // Known before anything is said in it.
+        LazyLock::force(&TENSORRT);
         tensorrt::set_sink(|severity, message| {
             let message = message.trim_end();
-            // The level is no argument of the macros that looks at thresholds early.
             match severity {
                 Severity::InternalError | Severity::Error => gst::error!(TENSORRT, "{message}"),
                 Severity::Warning => gst::warning!(TENSORRT, "{message}"),
@@ -140,12 +131,17 @@ pub fn listen_to_tensorrt() {
     });
 }
 
-#[cfg(all(test, feature = "cuda", feature = "tensorrt"))]
+#[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
     use std::path::Path;
+
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::engine::Calls;
+    use crate::engine::tensorrt::builder::{self, Job, Source};
+    use crate::error::Error;
     use crate::stream::CfgType;
 
     #[test]
@@ -187,5 +183,79 @@ mod tests {
         settings.t_index_list = Some("x".into());
         let error = Request::new(&settings, &folder).unwrap_err().to_string();
         assert!(error.contains("property t-index-list"), "{error}");
+    }
+
+    #[test]
+    fn progress_is_posted_as_messages() {
+        gst::init().unwrap();
+        let element = gst::glib::Object::new::<StreamDiffusion>();
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        let continues = BuildProgress::Continues("unet".into(), 43);
+        let failed = BuildProgress::Failed(Error::engine("unet", "no"));
+        for (progress, kind, part) in [
+            (
+                BuildProgress::Begun("missing".into()),
+                gst::ProgressType::Start,
+                "missing",
+            ),
+            (continues, gst::ProgressType::Continue, "unet, 43 %"),
+            (
+                BuildProgress::Complete,
+                gst::ProgressType::Complete,
+                "built",
+            ),
+            (
+                BuildProgress::Cancelled,
+                gst::ProgressType::Canceled,
+                "ended",
+            ),
+            (failed, gst::ProgressType::Error, "unet: no"),
+        ] {
+            post(&element, &progress);
+            let message = bus.pop_filtered(&[gst::MessageType::Progress]).unwrap();
+            let gst::MessageView::Progress(message) = message.view() else {
+                panic!("{message:?}");
+            };
+            let (found, code, text) = message.get();
+            assert_eq!((found, code), (kind, "build"));
+            assert!(text.contains(part), "{text}");
+        }
+        element.set_bus(None);
+    }
+
+    /// With the real library.
+    #[test]
+    fn what_tensorrt_says_goes_to_a_category_of_its_own() {
+        struct GoOn;
+        impl builder::Progress for GoOn {
+            fn step(&self, _: &str, _: usize, _: usize) -> ControlFlow<()> {
+                ControlFlow::Continue(())
+            }
+        }
+        gst::init().unwrap();
+        listen_to_tensorrt();
+        let category = gst::DebugCategory::get("streamdiffusion-tensorrt").unwrap();
+        category.set_threshold(gst::DebugLevel::Log);
+        let heard: Arc<Mutex<Vec<gst::DebugLevel>>> = Arc::default();
+        let function = gst::log::add_log_function({
+            let heard = heard.clone();
+            move |category, level, _, _, _, _, _| {
+                if category.name() == "streamdiffusion-tensorrt" {
+                    heard.lock().push(level);
+                }
+            }
+        });
+        let job = Job {
+            name: "unet",
+            source: Source::Memory(b"no graph"),
+            inputs: &[],
+            capabilities: &[],
+        };
+        builder::build(&job, Arc::new(GoOn)).unwrap_err();
+        gst::log::remove_log_function(function);
+        category.set_threshold(gst::DebugLevel::None);
+        let heard = heard.lock();
+        assert!(heard.contains(&gst::DebugLevel::Error), "{heard:?}");
     }
 }

@@ -11,6 +11,8 @@ use gst_base::subclass::base_transform::GenerateOutputSuccess;
 use gst_base::subclass::prelude::*;
 use parking_lot::Mutex;
 
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use super::building;
 use super::latency::Latency;
 use super::runtime::LoadedModel;
 use super::settings::Settings;
@@ -18,7 +20,8 @@ use super::state::State;
 use super::stats::Stats;
 use super::venue::Venue;
 use super::worker::{Interrupt, Observer, Worker};
-use super::{CAT, building, caps, errors, model_path, properties};
+use super::{CAT, caps, errors, model_path, properties};
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::engine::BuildProgress;
 use crate::error::Error;
 use crate::model::Manifest;
@@ -422,6 +425,7 @@ impl Observer for ElementObserver {
         }
     }
 
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
     fn building(&self, progress: &BuildProgress) {
         if let Some(element) = self.0.upgrade() {
             building::post(&element, progress);

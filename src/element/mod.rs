@@ -7,6 +7,7 @@ use gst::prelude::*;
 
 pub use model_path::bundled as bundled_model;
 
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 mod building;
 mod caps;
 mod choice;

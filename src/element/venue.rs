@@ -14,6 +14,7 @@ use super::choice::{self, Choice, Machine, Place};
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Gpu, Sharing};
 use super::imp::StreamDiffusion;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use super::settings::Settings;
 use super::{Backend, CAT};
 #[cfg(all(feature = "cuda", feature = "tensorrt"))]
@@ -79,6 +80,7 @@ fn name_of(gpu: &Gpu) -> String {
 /// The machine that this runs on, and the element with its neighbours.
 struct Here<'a> {
     element: &'a StreamDiffusion,
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
     settings: &'a Settings,
     /// What TensorRT is asked for, once that was looked into.
     #[cfg(all(feature = "cuda", feature = "tensorrt"))]
@@ -153,7 +155,7 @@ fn has_tensorrt() -> Result<()> {
 #[cfg(not(feature = "cuda"))]
 impl Machine for Here<'_> {
     fn gpus(&self) -> Result<usize> {
-        let _ = (self.element, self.settings);
+        let _ = self.element;
         Err(Error::Library(
             "this plugin was built without the feature cuda".into(),
         ))
@@ -193,6 +195,7 @@ impl StreamDiffusion {
         let backend = settings.backend;
         let here = Here {
             element: self,
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
             settings: &settings,
             #[cfg(all(feature = "cuda", feature = "tensorrt"))]
             request: Cell::new(None),

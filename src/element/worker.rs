@@ -21,6 +21,7 @@ use super::settings::Settings;
 use super::stats::Stats;
 use super::studio::Studio;
 use super::venue::Venue;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::engine::BuildProgress;
 use crate::error::{Error, Result};
 
@@ -142,6 +143,7 @@ pub trait Observer: Send + Sync + 'static {
     /// Something is done in part only.
     fn warned(&self, error: &Error);
     /// Engines are being built while the model loads. Called on any thread.
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
     fn building(&self, progress: &BuildProgress);
 }
 
