@@ -11,7 +11,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Folder, copy, data, wait_until};
 use gststreamdiffusion::engine::cache::{Cache, Companion, Hashes, Key, Order, Outcome};
@@ -545,4 +545,25 @@ fn the_folder_is_the_one_asked_for_or_the_users() {
     assert_eq!(folder.folder(), Path::new("/a/b"));
     let relative = Cache::new(Some(Path::new("b"))).unwrap();
     assert!(relative.folder().is_absolute());
+}
+
+/// How long loading takes at first, when engines are hashed, and then, when they are known.
+#[test]
+#[ignore = "measures, and needs ENGINES, a folder of built engines"]
+fn loading_engines_of_yours() {
+    let folder = std::env::var_os("ENGINES").expect("ENGINES");
+    let cache = Cache::new(Some(Path::new(&folder))).unwrap();
+    for entry in cache.entries().unwrap() {
+        let key = entry.record.unwrap().key;
+        let times = [(); 3].map(|()| {
+            let start = Instant::now();
+            cache.load(&key).unwrap();
+            start.elapsed()
+        });
+        println!(
+            "{}: {} bytes, {times:.2?}",
+            entry.path.display(),
+            entry.size
+        );
+    }
 }
