@@ -165,7 +165,6 @@ impl Worker {
     ) -> std::io::Result<Self> {
         let (jobs, received) = mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
-        #[cfg(all(feature = "cuda", feature = "tensorrt"))]
         let stopped = stop.clone();
         let observer = Arc::new(observer);
         let thread = std::thread::Builder::new()
@@ -174,18 +173,18 @@ impl Worker {
                 match venue {
                     Venue::Cpu => {
                         let load = || HostRuntime::load(&model);
-                        work(load, &received, &stats, &*observer);
+                        work(load, &received, &stats, &stopped, &*observer);
                     }
                     #[cfg(feature = "cuda")]
                     Venue::Gpu(gpu) => {
                         let load = || CudaRuntime::load(&model, gpu);
-                        work(load, &received, &stats, &*observer);
+                        work(load, &received, &stats, &stopped, &*observer);
                     }
                     #[cfg(all(feature = "cuda", feature = "tensorrt"))]
                     Venue::TensorRt(gpu, request) => {
-                        let building = building::building(&observer, stopped);
+                        let building = building::building(&observer, stopped.clone());
                         let load = || CudaRuntime::load_engines(&model, gpu, &request, building);
-                        work(load, &received, &stats, &*observer);
+                        work(load, &received, &stats, &stopped, &*observer);
                     }
                 }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
@@ -291,10 +290,13 @@ fn work<R: Runtime>(
     load: impl FnOnce() -> Result<R>,
     jobs: &mpsc::Receiver<Job>,
     stats: &Mutex<Stats>,
+    stopped: &AtomicBool,
     observer: &impl Observer,
 ) {
     match guarded(|| Studio::new(load()?, stats)) {
         Ok(mut studio) => studio.serve(jobs, stats, observer),
+        // What was ended on purpose is no failure, and nobody waits for the model any more.
+        Err(_) if stopped.load(Ordering::SeqCst) => {}
         Err(error) => observer.failed(&error),
     }
 }
