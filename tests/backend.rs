@@ -130,6 +130,36 @@ fn a_missing_gpu_is_told_where_it_is_asked_for() {
 }
 
 #[test]
+fn tensorrt_that_is_missing_is_told_where_it_is_asked_for() {
+    let rig = Rig::with(element("tensorrt"), Neighbours::default());
+    let message = match rig.element.set_state(gst::State::Paused) {
+        Err(_) => rig.error().to_string(),
+        Ok(_) => {
+            assert!(has_gpu());
+            return;
+        }
+    };
+    let parts: &[&str] = match (cfg!(feature = "tensorrt"), has_gpu()) {
+        (false, _) => &["built without TensorRT", "--features tensorrt"],
+        (true, false) => &["NVIDIA", "driver", "auto"],
+        // What is missing there, nobody knows here.
+        (true, true) => &[],
+    };
+    for part in [&["property ", "tensorrt"], parts].concat() {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+    // It can be had another way.
+    rig.element.set_state(gst::State::Null).unwrap();
+    rig.element
+        .set_property_from_str("backend", "onnxruntime-cpu");
+    rig.element.set_property_from_str("build-engines", "auto");
+    rig.play(&rgb());
+    rig.push_frames(0..2);
+    assert_eq!(text(&rig.element, "engines"), "");
+    assert!(rig.errors().is_empty());
+}
+
+#[test]
 fn a_gpus_number_means_nothing_to_the_cpu() {
     let element = element("onnxruntime-cpu");
     element.set_property("device-id", 1000);

@@ -14,7 +14,8 @@ use std::sync::OnceLock;
 use common::{Folder, copy, data, parity};
 use gststreamdiffusion::device::cuda::{Cuda, CudaTensor};
 use gststreamdiffusion::device::{Device, HostTensor};
-use gststreamdiffusion::engine::onnxruntime::{Context, CudaOnnxModel, Kept, OnnxModel};
+use gststreamdiffusion::engine::cuda::{CudaModel, Kept};
+use gststreamdiffusion::engine::onnxruntime::{self, Context, OnnxModel};
 use gststreamdiffusion::engine::{Denoise, Model, Text};
 use gststreamdiffusion::model::ModelFolder;
 use half::f16;
@@ -44,15 +45,15 @@ fn gpu() -> (Cuda, MutexGuard<'static, ()>) {
 struct Pair {
     name: String,
     host: OnnxModel,
-    gpu: CudaOnnxModel,
+    gpu: CudaModel,
 }
 
 impl Pair {
     fn open(cuda: &Cuda, folder: &Path, split: bool) -> Self {
         let opened = ModelFolder::open(folder).unwrap();
         let gpu = match split {
-            true => CudaOnnxModel::open(&opened, cuda),
-            false => CudaOnnxModel::open_whole(&opened, cuda),
+            true => onnxruntime::open_cuda(&opened, cuda),
+            false => onnxruntime::open_cuda_whole(&opened, cuda),
         };
         let pair = Self {
             name: folder.display().to_string(),
@@ -595,7 +596,7 @@ fn a_model_of_yours() {
 
 #[test]
 fn without_the_provider_it_is_told_what_is_missing() {
-    if let Err(error) = CudaOnnxModel::available() {
+    if let Err(error) = onnxruntime::cuda_available() {
         let said = error.to_string();
         assert!(said.contains("ONNX Runtime"), "{said}");
         assert!(said.contains("pip install"), "{said}");

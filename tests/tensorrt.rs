@@ -16,6 +16,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "cuda")]
 use std::time::Instant;
 
@@ -28,9 +29,9 @@ use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::device::cuda::{Cuda, Element};
 #[cfg(feature = "cuda")]
 use gststreamdiffusion::engine::Model;
-use gststreamdiffusion::engine::cache::{Cache, Hashes};
 #[cfg(feature = "cuda")]
-use gststreamdiffusion::engine::cache::{Companion, Order};
+use gststreamdiffusion::engine::cache::Companion;
+use gststreamdiffusion::engine::cache::{Cache, Hashes, Order};
 #[cfg(feature = "cuda")]
 use gststreamdiffusion::engine::onnxruntime::OnnxModel;
 use gststreamdiffusion::engine::tensorrt::builder::{self, Input, Job, Progress, Source};
@@ -337,6 +338,61 @@ fn a_build_ends_when_it_is_told_to() {
     );
     // And what was ended can be built.
     recipe.build(&[], &cache, Arc::new(Silent)).unwrap();
+}
+
+/// A file that changes while it is built from: its engine must not get the name of the new one, nor that of the old one.
+#[test]
+fn files_that_change_while_an_engine_is_built_are_told() {
+    struct Meddle(PathBuf, AtomicBool);
+    impl Progress for Meddle {
+        fn step(&self, _: &str, _: usize, _: usize) -> ControlFlow<()> {
+            if !self.1.swap(true, Ordering::SeqCst) {
+                let mut bytes = fs::read(&self.0).unwrap();
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                fs::write(&self.0, bytes).unwrap();
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let here = Folder::new();
+    common::copy(&data("odd"), &here.file("model"));
+    let cache = Cache::new(Some(&here.file("engines"))).unwrap();
+    let folder = ModelFolder::open(&here.file("model")).unwrap();
+    let file = here.file("model/vae_decoder/model.onnx");
+    let (width, _) = folder.fixed_size().unwrap_or((folder.multiple(), 0));
+    let recipe = || Recipe::new(&folder, Component::VaeDecoder, &profile(1, width)).unwrap();
+    let key_of = |recipe: &Recipe| recipe.key(&[], &mut Hashes::open(&cache), &mut |_| ());
+    let first = recipe();
+    let key = key_of(&first).unwrap();
+    let order = Order {
+        key: &key,
+        model: folder.path(),
+        room: 1,
+        serves: first.serves().clone(),
+    };
+    let meddle = Arc::new(Meddle(file.clone(), AtomicBool::new(false)));
+    let make = || first.build_for(&key, &[], &cache, meddle);
+    let error = cache
+        .build(&order, || Ok(()), make)
+        .unwrap_err()
+        .to_string();
+    for part in ["vae_decoder/model.onnx", "changed", "nothing was stored"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(cache.entries().unwrap().is_empty());
+    assert!(!cache.holds(&key).unwrap());
+    // A recipe that was made of what the file was has no key any more.
+    let error = key_of(&first).unwrap_err().to_string();
+    assert!(error.contains("changed"), "{error}");
+    // And one of what it is now has another.
+    let second = recipe();
+    let now = key_of(&second).unwrap();
+    assert_ne!(now.source, key.source);
+    let make = || second.build_for(&now, &[], &cache, Arc::new(Silent));
+    let order = Order { key: &now, ..order };
+    cache.build(&order, || Ok(()), make).unwrap();
+    assert!(cache.holds(&now).unwrap());
 }
 
 #[test]
@@ -727,6 +783,7 @@ fn decoder(here: &Folder) -> gststreamdiffusion::engine::cache::Cached {
         key: &key,
         model: folder.path(),
         room: 1,
+        serves: recipe.serves().clone(),
     };
     let make = || recipe.build(&[], &cache, Arc::new(Silent));
     cache.build(&order, || Ok(()), make).unwrap();
@@ -810,6 +867,7 @@ fn engines_of_a_model_of_yours() {
             key: &key,
             model: folder.path(),
             room: 1,
+            serves: recipe.serves().clone(),
         };
         let start = Instant::now();
         let make = || recipe.build(&[], &cache, Arc::new(Silent));

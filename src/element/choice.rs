@@ -10,6 +10,8 @@ pub enum Place {
     Cpu,
     /// On the GPU with this number, by ONNX Runtime.
     Cuda(usize),
+    /// On the GPU with this number, by TensorRT.
+    TensorRt(usize),
 }
 
 /// What was chosen.
@@ -21,13 +23,20 @@ pub struct Choice {
     pub reason: String,
 }
 
-/// What a machine has. Asked in this order, and only as far as it matters.
+/// What a machine has. Asked only as far as it matters, as some of it takes time.
 pub trait Machine {
     /// How many GPUs there are.
     fn gpus(&self) -> Result<usize>;
 
     /// The number of the GPU that the element's neighbours use, if they use one.
     fn neighbours(&self) -> Option<usize>;
+
+    /// Whether TensorRT is there.
+    fn tensorrt(&self) -> Result<()>;
+
+    /// Whether TensorRT serves the GPU with this number, and has engines of the model for what is asked of it, or may build
+    /// them.
+    fn engines(&self, gpu: usize) -> Result<()>;
 
     /// Whether ONNX Runtime is there and can use GPUs.
     fn runtime(&self) -> Result<()>;
@@ -36,8 +45,8 @@ pub trait Machine {
 /// What `backend` and the GPU asked for, if one is, come to on `machine`.
 ///
 /// # Errors
-/// When what is asked for by name is not there: what is missing and how to get it. `auto` takes the CPU then, but a GPU
-/// number that does not exist is always an error where there are GPUs.
+/// When what is asked for by name is not there: what is missing and how to get it. `auto` takes TensorRT, then ONNX Runtime
+/// on the GPU, then the CPU, but a GPU number that does not exist is always an error where there are GPUs.
 pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -> Result<Choice> {
     let cpu = |reason: String| Choice {
         place: Place::Cpu,
@@ -47,17 +56,23 @@ pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -
         return Ok(cpu("asked for".into()));
     }
     let auto = backend == Backend::Auto;
+    let name = match backend {
+        Backend::TensorRt => "tensorrt",
+        _ => "onnxruntime-cuda",
+    };
+    let refused = |why: &str| Error::setting("backend", format!("{name} cannot be had: {why}"));
+    if backend == Backend::TensorRt {
+        // What no GPU would change comes first.
+        machine.tensorrt().map_err(|e| refused(&e.to_string()))?;
+    }
     let count = match (machine.gpus(), auto) {
         (Ok(count), _) if count > 0 => count,
         (found, true) => return Ok(cpu(format!("no GPU: {}", why(found)))),
         (found, false) => {
-            return Err(Error::setting(
-                "backend",
-                format!(
-                    "onnxruntime-cuda cannot be had: {}. It needs an NVIDIA GPU with its driver; without one, use auto or onnxruntime-cpu",
-                    why(found)
-                ),
-            ));
+            return Err(refused(&format!(
+                "{}. It needs an NVIDIA GPU with its driver; without one, use auto or onnxruntime-cpu",
+                why(found)
+            )));
         }
     };
     if let Some(device) = device.filter(|device| *device >= count) {
@@ -70,36 +85,51 @@ pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -
             format!("there is no GPU {device}; {have}"),
         ));
     }
-    match (machine.runtime(), auto) {
-        (Ok(()), _) => {}
-        (Err(error), true) => {
-            return Ok(cpu(format!(
-                "there is a GPU, but not what runs models on it: {error}"
-            )));
-        }
-        (Err(error), false) => {
-            return Err(Error::setting(
-                "backend",
-                format!("onnxruntime-cuda cannot be had: {error}"),
-            ));
-        }
-    }
     let neighbours = || machine.neighbours().filter(|device| *device < count);
-    let (device, which) = match device {
+    let which = || match device {
         Some(device) => (device, "by device-id"),
         None => match neighbours() {
             Some(device) => (device, "as the neighbours"),
             None => (0, "the first"),
         },
     };
-    let asked = match auto {
-        true => "a GPU and an ONNX Runtime for it are there",
-        false => "asked for",
+    let chosen = |why: &str, place: fn(usize) -> Place, (device, which): (usize, &str)| Choice {
+        place: place(device),
+        reason: format!("{why}; GPU {device}, {which}"),
     };
-    Ok(Choice {
-        place: Place::Cuda(device),
-        reason: format!("{asked}; GPU {device}, {which}"),
-    })
+    if backend == Backend::OnnxRuntimeCuda {
+        machine.runtime().map_err(|e| refused(&e.to_string()))?;
+        return Ok(chosen("asked for", Place::Cuda, which()));
+    }
+    let which = which();
+    let tensorrt = match backend {
+        Backend::TensorRt => Ok(()),
+        _ => machine.tensorrt(),
+    };
+    let not_tensorrt = match tensorrt.and_then(|()| machine.engines(which.0)) {
+        Ok(()) => {
+            let why = match auto {
+                true => "TensorRT, a GPU that it serves and engines of this model are there",
+                false => "asked for",
+            };
+            return Ok(chosen(why, Place::TensorRt, which));
+        }
+        // It says by itself which property is at fault.
+        Err(error @ Error::Setting { .. }) if !auto => return Err(error),
+        Err(error) if !auto => return Err(refused(&error.to_string())),
+        Err(error) => error,
+    };
+    match machine.runtime() {
+        Ok(()) => {
+            let why = format!(
+                "a GPU and an ONNX Runtime for it are there (not TensorRT: {not_tensorrt})"
+            );
+            Ok(chosen(&why, Place::Cuda, which))
+        }
+        Err(error) => Ok(cpu(format!(
+            "there is a GPU, but not what runs models on it: {error}; nor TensorRT: {not_tensorrt}"
+        ))),
+    }
 }
 
 fn why(found: Result<usize>) -> String {
@@ -116,6 +146,9 @@ mod tests {
     struct Made {
         gpus: Result<usize>,
         neighbours: Option<usize>,
+        tensorrt: Result<()>,
+        /// Of each GPU.
+        engines: Vec<Result<()>>,
         runtime: Result<()>,
     }
 
@@ -128,6 +161,14 @@ mod tests {
             self.neighbours
         }
 
+        fn tensorrt(&self) -> Result<()> {
+            self.tensorrt.clone()
+        }
+
+        fn engines(&self, gpu: usize) -> Result<()> {
+            self.engines[gpu].clone()
+        }
+
         fn runtime(&self) -> Result<()> {
             self.runtime.clone()
         }
@@ -137,6 +178,8 @@ mod tests {
         Made {
             gpus: Ok(gpus),
             neighbours: None,
+            tensorrt: Err(Error::Library("no TensorRT here".into())),
+            engines: vec![Ok(()); gpus],
             runtime: Ok(()),
         }
     }
@@ -152,6 +195,17 @@ mod tests {
         Made {
             runtime: Err(Error::Library("no provider here".into())),
             ..machine(1)
+        }
+    }
+
+    /// With TensorRT, whose engines are there for these of its GPUs.
+    fn with_engines(engines: &[bool]) -> Made {
+        let lack = || Error::setting("steps", "no engine for so many; \"the command\" builds it");
+        let of = |there: &bool| there.then_some(()).ok_or_else(lack);
+        Made {
+            tensorrt: Ok(()),
+            engines: engines.iter().map(of).collect(),
+            ..machine(engines.len())
         }
     }
 
@@ -216,5 +270,83 @@ mod tests {
         let cpu = Backend::OnnxRuntimeCpu;
         assert_eq!(place(cpu, Some(7), &bare()), Place::Cpu);
         assert_eq!(place(cpu, None, &machine(1)), Place::Cpu);
+    }
+
+    #[test]
+    fn auto_takes_tensorrt_first_where_its_engines_are() {
+        let auto = |device, machine: &Made| place(Backend::Auto, device, machine);
+        assert_eq!(auto(None, &with_engines(&[true])), Place::TensorRt(0));
+        let second = with_engines(&[false, true]);
+        assert_eq!(auto(None, &second), Place::Cuda(0));
+        assert_eq!(auto(Some(1), &second), Place::TensorRt(1));
+        let beside = Made {
+            neighbours: Some(1),
+            ..with_engines(&[false, true])
+        };
+        assert_eq!(auto(None, &beside), Place::TensorRt(1));
+        let alone = Made {
+            runtime: Err(Error::Library("no provider here".into())),
+            ..with_engines(&[true])
+        };
+        assert_eq!(auto(None, &alone), Place::TensorRt(0));
+        let neither = Made {
+            runtime: Err(Error::Library("no provider here".into())),
+            ..with_engines(&[false])
+        };
+        assert_eq!(auto(None, &neither), Place::Cpu);
+        let reason = |machine: &Made| choose(Backend::Auto, None, machine).unwrap().reason;
+        assert!(reason(&with_engines(&[true])).starts_with("TensorRT, "));
+        assert!(
+            reason(&with_engines(&[false])).contains("not TensorRT: property steps: no engine")
+        );
+        assert!(reason(&machine(1)).contains("not TensorRT: no TensorRT here"));
+        for part in ["no provider here", "no engine for so many"] {
+            assert!(reason(&neither).contains(part), "{}", reason(&neither));
+        }
+    }
+
+    #[test]
+    fn tensorrt_that_is_asked_for_and_missing_is_an_error() {
+        let tensorrt = Backend::TensorRt;
+        let parts = [
+            "property backend",
+            "tensorrt cannot be had",
+            "no TensorRT here",
+        ];
+        // With or without a GPU: a GPU would not help.
+        refused(tensorrt, None, &machine(1), &parts);
+        refused(tensorrt, None, &bare(), &parts);
+        let without_gpu = Made {
+            tensorrt: Ok(()),
+            ..bare()
+        };
+        let parts = [
+            "tensorrt cannot be had",
+            "no libcuda here",
+            "driver",
+            "auto",
+        ];
+        refused(tensorrt, None, &without_gpu, &parts);
+        let parts = ["property steps", "\"the command\" builds it"];
+        refused(tensorrt, None, &with_engines(&[false]), &parts);
+        let unserved = Made {
+            engines: vec![Err(Error::Library("does not serve 9.0".into()))],
+            ..with_engines(&[true])
+        };
+        let parts = [
+            "property backend",
+            "tensorrt cannot be had: does not serve 9.0",
+        ];
+        refused(tensorrt, None, &unserved, &parts);
+        let parts = ["property device-id", "no GPU 3"];
+        refused(tensorrt, Some(3), &with_engines(&[true]), &parts);
+        // It needs no ONNX Runtime that can use GPUs.
+        let alone = Made {
+            runtime: Err(Error::Library("no provider here".into())),
+            ..with_engines(&[true])
+        };
+        assert_eq!(place(tensorrt, None, &alone), Place::TensorRt(0));
+        let reason = choose(tensorrt, None, &alone).unwrap().reason;
+        assert_eq!(reason, "asked for; GPU 0, the first");
     }
 }

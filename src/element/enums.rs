@@ -21,6 +21,31 @@ pub enum Backend {
     /// ONNX Runtime's CUDA provider.
     #[enum_value(name = "ONNX Runtime on an NVIDIA GPU", nick = "onnxruntime-cuda")]
     OnnxRuntimeCuda,
+    /// TensorRT's engines.
+    #[enum_value(
+        name = "TensorRT on an NVIDIA GPU, with engines built for the model",
+        nick = "tensorrt"
+    )]
+    TensorRt,
+}
+
+/// What becomes of TensorRT engines that are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstStreamDiffusionBuildEngines")]
+pub enum BuildEngines {
+    /// They stay missing.
+    #[default]
+    #[enum_value(
+        name = "Never: without engines TensorRT is not used; an error tells the command that builds them",
+        nick = "never"
+    )]
+    Never,
+    /// They are built.
+    #[enum_value(
+        name = "Auto: they are built when the model is loaded, which takes from seconds to a minute",
+        nick = "auto"
+    )]
+    Auto,
 }
 
 /// Where the guidance term comes from; see [`CfgType`].

@@ -86,7 +86,11 @@ impl ObjectImpl for StreamDiffusion {
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
         let result = properties::set(&mut self.settings.lock(), pspec.name(), value);
         // What was decided early, for a neighbour that asked, is decided anew.
-        if matches!(pspec.name(), "backend" | "device-id") && self.worker.lock().is_none() {
+        if matches!(
+            pspec.name(),
+            "backend" | "device-id" | "build-engines" | "model"
+        ) && self.worker.lock().is_none()
+        {
             *self.venue.lock() = None;
         }
         if pspec.name() == "latency" {

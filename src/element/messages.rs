@@ -109,6 +109,12 @@ impl Observer for ElementObserver {
         }
     }
 
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+    fn building(&self, progress: &crate::engine::BuildProgress) {
+        let (kind, text) = super::building::told(progress);
+        self.progress(kind, super::building::CODE, &text);
+    }
+
     fn prompts_applied(&self, prompts: &Prompts, first: Stamp) {
         self.post(
             gst::Structure::builder("streamdiffusion-prompt-applied")

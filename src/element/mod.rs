@@ -7,6 +7,8 @@ use gst::prelude::*;
 
 pub use model_path::bundled as bundled_model;
 
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+mod building;
 mod caps;
 mod choice;
 mod continuity;
@@ -46,8 +48,8 @@ mod watch;
 mod worker;
 
 pub use enums::{
-    Backend, CfgTypeProperty, LatePolicy, Mode, Noise, PromptInterpolation, Scheduler, Timing,
-    WhileLoading,
+    Backend, BuildEngines, CfgTypeProperty, LatePolicy, Mode, Noise, PromptInterpolation,
+    Scheduler, Timing, WhileLoading,
 };
 
 /// The element's debug category.
@@ -70,6 +72,7 @@ glib::wrapper! {
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     for enumeration in [
         Backend::static_type(),
+        BuildEngines::static_type(),
         CfgTypeProperty::static_type(),
         LatePolicy::static_type(),
         Mode::static_type(),

@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::stats::Stats;
 use super::venue::Venue;
 use super::worker::Worker;
-use super::{Backend, CAT, errors, model_path};
+use super::{Backend, BuildEngines, CAT, errors, model_path};
 
 /// What decides which model is loaded, and where.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,7 @@ struct Order {
     model: PathBuf,
     backend: Backend,
     device_id: i32,
+    build_engines: BuildEngines,
 }
 
 impl Order {
@@ -32,6 +33,7 @@ impl Order {
             model,
             backend: settings.backend,
             device_id: settings.device_id,
+            build_engines: settings.build_engines,
         })
     }
 }
@@ -103,6 +105,7 @@ impl StreamDiffusion {
         let preload = self.preload.lock().take();
         if let Some(preload) = preload
             && preload.order == order
+            && preload.venue.still_does(settings, &order.model)
             && !preload.worker.failed()
         {
             *self.venue.lock() = Some(preload.venue);

@@ -9,8 +9,8 @@ use gst::prelude::*;
 
 use super::settings::{Settings, default};
 use super::{
-    Backend, CfgTypeProperty, LatePolicy, Mode, Noise, PromptInterpolation, Scheduler, Timing,
-    WhileLoading,
+    Backend, BuildEngines, CfgTypeProperty, LatePolicy, Mode, Noise, PromptInterpolation,
+    Scheduler, Timing, WhileLoading,
 };
 use crate::model::Manifest;
 
@@ -84,6 +84,11 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         glib::ParamSpecEnum::builder_with_default("backend", Backend::default())
             .nick("Backend")
             .blurb("What runs the model; stats says which one was chosen and why")
+            .flags(glib::ParamFlags::READWRITE | AT_START)
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("build-engines", BuildEngines::default())
+            .nick("Build engines")
+            .blurb("Whether TensorRT engines that are missing are built when the model is loaded, with progress messages; else streamdiffusion build makes them")
             .flags(glib::ParamFlags::READWRITE | AT_START)
             .build(),
         glib::ParamSpecInt::builder("device-id")
@@ -301,7 +306,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         ),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped (by the similarity filter, or as they fill a gap), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps (going out) and in-fps; latency-ns (as reported); width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); launched (on a GPU: how many frames as one graph); vram (bytes of the GPU's memory in use, by whomever; 0 on the CPU); load-time-ns; prompt and negative-prompt in force; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped (by the similarity filter, or as they fill a gap), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps (going out) and in-fps; latency-ns (as reported); width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); engines (of TensorRT: which, found or built, when and why); launched (on a GPU: how many frames as one graph); vram (bytes of the GPU's memory in use, by whomever; 0 on the CPU); load-time-ns; prompt and negative-prompt in force; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]
@@ -321,6 +326,7 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
     match name {
         "model" => settings.model = path(value).filter(|path| !path.as_os_str().is_empty()),
         "backend" => settings.backend = get(value)?,
+        "build-engines" => settings.build_engines = get(value)?,
         "device-id" => settings.device_id = get(value)?,
         "prompt" => {
             settings.prompt = text(value)?;
@@ -373,6 +379,7 @@ pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib:
             .map(|path| path.to_string_lossy().into_owned())
             .to_value(),
         "backend" => settings.backend.to_value(),
+        "build-engines" => settings.build_engines.to_value(),
         "device-id" => settings.device_id.to_value(),
         "prompt" => settings
             .prompt

@@ -9,7 +9,8 @@ use crate::stream::schedule::spread_indices;
 use crate::stream::{self, CfgType, Guidance, Interpolation, Method, Similarity, Variation};
 
 use super::{
-    Backend, LatePolicy, Mode, Noise, PromptInterpolation, Scheduler, Timing, WhileLoading,
+    Backend, BuildEngines, LatePolicy, Mode, Noise, PromptInterpolation, Scheduler, Timing,
+    WhileLoading,
 };
 
 /// Values for what neither the user nor the model folder says; those of the published pipeline where it has one.
@@ -43,6 +44,7 @@ pub mod default {
 pub struct Settings {
     pub model: Option<PathBuf>,
     pub backend: Backend,
+    pub build_engines: BuildEngines,
     /// The GPU's number, or -1.
     pub device_id: i32,
     pub prompt: Option<String>,
@@ -90,6 +92,7 @@ impl Default for Settings {
         Self {
             model: None,
             backend: Backend::default(),
+            build_engines: BuildEngines::default(),
             device_id: default::DEVICE_ID,
             prompt: None,
             prompt_set: 0,
@@ -290,13 +293,20 @@ impl Settings {
             let multiple = limits.multiple.max(1);
             ((side / multiple as f64).round() as usize).max(1) * multiple
         };
+        // What nobody asks for follows the engines, where there are some.
+        let within = |side: usize, range: Option<(usize, usize)>| match range {
+            Some((min, max)) => side.clamp(min, max.max(min)),
+            None => side,
+        };
+        let built = limits.built.as_ref();
+        let (wide, high) = (built.map(|b| b.width), built.map(|b| b.height));
         let (frame_width, frame_height) = (frame.0.max(1) as f64, frame.1.max(1) as f64);
         let aspect = frame_width / frame_height;
         match (self.width as usize, self.height as usize) {
             (0, 0) => {}
             (_, 0) | (0, _) if limits.fixed_size.is_some() => {}
-            (width, 0) => return (width, round(width as f64 / aspect)),
-            (0, height) => return (round(height as f64 * aspect), height),
+            (width, 0) => return (width, within(round(width as f64 / aspect), high)),
+            (0, height) => return (within(round(height as f64 * aspect), wide), height),
             size => return size,
         }
         if let Some(size) = limits.fixed_size {
@@ -309,7 +319,10 @@ impl Settings {
         let shrink = defaults.size.map_or(1.0, |size| {
             (size as f64 / (frame_width * frame_height).sqrt()).min(1.0)
         });
-        (round(frame_width * shrink), round(frame_height * shrink))
+        (
+            within(round(frame_width * shrink), wide),
+            within(round(frame_height * shrink), high),
+        )
     }
 }
 
@@ -330,6 +343,7 @@ fn parse_indices(list: &str) -> Result<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Built;
 
     fn limits(multiple: usize) -> Limits {
         Limits {
@@ -339,6 +353,7 @@ mod tests {
             fixed_size: None,
             chunks: None,
             samples_posterior: false,
+            built: None,
         }
     }
 
@@ -361,6 +376,48 @@ mod tests {
         assert_eq!(size(&settings, &manifest, (1920, 1080)), (512, 500));
         settings.width = 0;
         assert_eq!(size(&settings, &manifest, (100, 100)), (512, 500));
+    }
+
+    /// Engines that are there decide a size that nobody asks for, and refuse one that is asked for.
+    #[test]
+    fn sizes_that_nobody_asks_for_follow_the_engines() {
+        let mut settings = Settings::default();
+        let mut manifest = Manifest::default();
+        manifest.defaults.size = Some(512);
+        let with = |width: (usize, usize), height: (usize, usize)| Limits {
+            built: Some(Built {
+                width,
+                height,
+                rows: (1, 8),
+                frames: (1, 1),
+                chunks: (1, 1),
+                command: "streamdiffusion build m".into(),
+            }),
+            ..limits(64)
+        };
+        let frame = (1920, 1080);
+        let one = with((512, 512), (512, 512));
+        let range = with((384, 640), (256, 640));
+        assert_eq!(settings.processing_size(&manifest, &one, frame), (512, 512));
+        assert_eq!(
+            settings.processing_size(&manifest, &range, frame),
+            (640, 384)
+        );
+        settings.width = 512;
+        assert_eq!(
+            settings.processing_size(&manifest, &range, frame),
+            (512, 320)
+        );
+        assert_eq!(settings.processing_size(&manifest, &one, frame), (512, 512));
+        settings.width = 768;
+        settings.height = 512;
+        let size = settings.processing_size(&manifest, &one, frame);
+        assert_eq!(size, (768, 512));
+        let error = one.check_size(size.0, size.1).unwrap_err().to_string();
+        assert!(
+            error.contains("property width") && error.contains("--size 768x512"),
+            "{error}"
+        );
     }
 
     #[test]

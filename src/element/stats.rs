@@ -21,6 +21,7 @@ pub struct Stats {
     backend_reason: String,
     device: String,
     precomputed: Option<String>,
+    engines: Option<String>,
     launched: String,
     size: (usize, usize),
     counters: Counters,
@@ -85,6 +86,7 @@ impl Stats {
         self.model = Some(loaded.folder().name());
         self.backend = Some(loaded.backend().to_owned());
         self.precomputed = Some(loaded.precomputed().to_owned());
+        self.engines = Some(loaded.engines().to_owned());
     }
 
     /// Takes over the stream's figures.
@@ -157,6 +159,7 @@ impl Stats {
             .field("backend-reason", self.backend_reason.as_str())
             .field("device", self.device.as_str())
             .field("precomputed", self.precomputed.as_deref().unwrap_or(""))
+            .field("engines", self.engines.as_deref().unwrap_or(""))
             .field("launched", self.launched.as_str())
             .field("vram", now.vram)
             .field("load-time-ns", self.loading.as_nanos() as u64)

@@ -1,5 +1,8 @@
 //! Where an element computes: decided when it starts, or when a neighbour asks for a CUDA context before.
 
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use std::cell::Cell;
+use std::path::Path;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,23 +15,37 @@ use super::choice::{self, Choice, Machine, Place};
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Gpu, Sharing};
 use super::imp::StreamDiffusion;
+use super::settings::Settings;
 use super::{Backend, CAT};
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use super::{
+    building::{self, Request},
+    model_path,
+};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::Cuda;
 #[cfg(feature = "cuda")]
-use crate::engine::onnxruntime::CudaOnnxModel;
-#[cfg(not(feature = "cuda"))]
-use crate::error::Error;
-use crate::error::Result;
+use crate::engine::onnxruntime;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use crate::engine::{
+    cache::Cache as EngineCache,
+    tensorrt::{self, Supply},
+};
+use crate::error::{Error, Result};
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use crate::model::ModelFolder;
 
 /// What an element computes on.
 #[derive(Clone)]
 pub enum Venue {
     /// The CPU.
     Cpu,
-    /// A GPU.
+    /// A GPU, by ONNX Runtime.
     #[cfg(feature = "cuda")]
     Gpu(Arc<Gpu>),
+    /// A GPU, by TensorRT, for what is asked of it.
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+    TensorRt(Arc<Gpu>, Request),
 }
 
 impl Venue {
@@ -37,27 +54,62 @@ impl Venue {
         match self {
             Self::Cpu => "CPU".into(),
             #[cfg(feature = "cuda")]
-            Self::Gpu(gpu) => format!("{} (GPU {})", gpu.cuda.name(), gpu.cuda.ordinal()),
+            Self::Gpu(gpu) => name_of(gpu),
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            Self::TensorRt(gpu, _) => name_of(gpu),
         }
     }
+
+    /// Whether it does what is asked for now, with the model in the folder `model`: engines are made for a size and for
+    /// steps.
+    pub fn still_does(&self, settings: &Settings, model: &Path) -> bool {
+        #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+        if let Self::TensorRt(_, request) = self {
+            let now = ModelFolder::open(model).and_then(|folder| Request::new(settings, &folder));
+            return now.is_ok_and(|now| now == *request);
+        }
+        let _ = (settings, model);
+        true
+    }
+
+    /// The GPU, if it is one.
+    #[cfg(feature = "cuda")]
+    fn gpu(&self) -> Option<&Arc<Gpu>> {
+        match self {
+            Self::Cpu => None,
+            Self::Gpu(gpu) => Some(gpu),
+            #[cfg(feature = "tensorrt")]
+            Self::TensorRt(gpu, _) => Some(gpu),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn name_of(gpu: &Gpu) -> String {
+    format!("{} (GPU {})", gpu.cuda.name(), gpu.cuda.ordinal())
 }
 
 impl Venue {
     /// Bytes of the GPU's memory that are in use, by whomever; 0 on the CPU, and where the driver does not say.
     pub fn memory_in_use(&self) -> u64 {
-        match self {
-            Self::Cpu => 0,
-            #[cfg(feature = "cuda")]
-            Self::Gpu(gpu) => {
-                let memory = gpu.cuda.memory();
-                memory.map_or(0, |(free, total)| total.saturating_sub(free) as u64)
-            }
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu() {
+            let memory = gpu.cuda.memory();
+            return memory.map_or(0, |(free, total)| total.saturating_sub(free) as u64);
         }
+        0
     }
 }
 
-/// The machine that this runs on, and the element's neighbours.
-struct Here<'a>(&'a StreamDiffusion);
+/// The machine that this runs on, and the element with its neighbours.
+struct Here<'a> {
+    element: &'a StreamDiffusion,
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+    settings: &'a Settings,
+    /// What TensorRT is asked for, once that was looked into.
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+    request: Cell<Option<Request>>,
+}
 
 #[cfg(feature = "cuda")]
 impl Machine for Here<'_> {
@@ -66,23 +118,68 @@ impl Machine for Here<'_> {
     }
 
     fn neighbours(&self) -> Option<usize> {
-        let given = || self.0.given.lock().clone();
-        let context = cuda::look_for_context(self.0.obj().upcast_ref(), given)?;
+        let given = || self.element.given.lock().clone();
+        let context = cuda::look_for_context(self.element.obj().upcast_ref(), given)?;
         let device = context.device();
         // The pipeline has one, and needs to be told of no other.
-        *self.0.given.lock() = Some(context);
+        *self.element.given.lock() = Some(context);
         Some(device)
     }
 
-    fn runtime(&self) -> Result<()> {
-        CudaOnnxModel::available()
+    fn tensorrt(&self) -> Result<()> {
+        has_tensorrt()
     }
+
+    #[cfg(feature = "tensorrt")]
+    fn engines(&self, gpu: usize) -> Result<()> {
+        let (major, minor) = Cuda::compute_capability(gpu)?;
+        let capability = tensorrt::Gpu::new(major, minor);
+        capability.capabilities()?;
+        let path = match &self.settings.model {
+            Some(path) => path.clone(),
+            None => model_path::bundled()?,
+        };
+        let folder = ModelFolder::open(&path)?;
+        let request = Request::new(self.settings, &folder)?;
+        match request.build {
+            true => tensorrt::parser()?,
+            false => {
+                let engines = EngineCache::new(None)?;
+                Supply::find(&folder, &request.wanted, capability, &engines)?;
+            }
+        }
+        self.request.set(Some(request));
+        Ok(())
+    }
+
+    #[cfg(not(feature = "tensorrt"))]
+    fn engines(&self, _: usize) -> Result<()> {
+        has_tensorrt()
+    }
+
+    fn runtime(&self) -> Result<()> {
+        onnxruntime::cuda_available()
+    }
+}
+
+/// An error that says how to get it, unless TensorRT is there.
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+fn has_tensorrt() -> Result<()> {
+    building::listen_to_tensorrt();
+    tensorrt::library().map(drop)
+}
+
+#[cfg(not(all(feature = "cuda", feature = "tensorrt")))]
+fn has_tensorrt() -> Result<()> {
+    Err(Error::Library(
+        "this plugin was built without TensorRT; \"cargo build --release --features tensorrt\" builds one with it".into(),
+    ))
 }
 
 #[cfg(not(feature = "cuda"))]
 impl Machine for Here<'_> {
     fn gpus(&self) -> Result<usize> {
-        let _ = self.0;
+        let _ = self.element;
         Err(Error::Library(
             "this plugin was built without the feature cuda".into(),
         ))
@@ -90,6 +187,14 @@ impl Machine for Here<'_> {
 
     fn neighbours(&self) -> Option<usize> {
         None
+    }
+
+    fn tensorrt(&self) -> Result<()> {
+        has_tensorrt()
+    }
+
+    fn engines(&self, _: usize) -> Result<()> {
+        has_tensorrt()
     }
 
     fn runtime(&self) -> Result<()> {
@@ -110,21 +215,38 @@ impl StreamDiffusion {
     }
 
     fn choose(&self) -> Result<(Venue, String)> {
-        let (backend, device) = {
-            let settings = self.settings.lock();
-            (settings.backend, settings.device())
+        let settings = self.settings.lock().clone();
+        let backend = settings.backend;
+        let here = Here {
+            element: self,
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            settings: &settings,
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            request: Cell::new(None),
         };
-        let Choice { place, reason } = choice::choose(backend, device, &Here(self))?;
-        match place {
-            Place::Cpu => Ok((Venue::Cpu, reason)),
-            Place::Cuda(number) => match open(number) {
-                Ok(venue) => Ok((venue, reason)),
-                Err(error) if backend == Backend::Auto => {
-                    let reason = format!("GPU {number} cannot be used: {error}");
-                    Ok((Venue::Cpu, reason))
-                }
-                Err(error) => Err(error),
-            },
+        let Choice { place, reason } = choice::choose(backend, settings.device(), &here)?;
+        let (number, opened) = match place {
+            Place::Cpu => return Ok((Venue::Cpu, reason)),
+            Place::Cuda(number) => (number, open(number)),
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            Place::TensorRt(number) => {
+                let request = here
+                    .request
+                    .take()
+                    .ok_or_else(|| Error::engine("tensorrt", "was chosen unasked; this is a bug"));
+                let venue = || Ok(Venue::TensorRt(Gpu::open(number)?, request?));
+                (number, venue())
+            }
+            #[cfg(not(all(feature = "cuda", feature = "tensorrt")))]
+            Place::TensorRt(number) => (number, has_tensorrt().map(|()| Venue::Cpu)),
+        };
+        match opened {
+            Ok(venue) => Ok((venue, reason)),
+            Err(error) if backend == Backend::Auto => {
+                let reason = format!("GPU {number} cannot be used: {error}");
+                Ok((Venue::Cpu, reason))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -132,7 +254,8 @@ impl StreamDiffusion {
     pub(super) fn takes_cuda_memory(&self) -> bool {
         match &*self.venue.lock() {
             #[cfg(feature = "cuda")]
-            Some(Venue::Gpu(gpu)) => gpu.sharing.is_some(),
+            Some(venue) => venue.gpu().is_some_and(|gpu| gpu.sharing.is_some()),
+            #[cfg(not(feature = "cuda"))]
             Some(_) => false,
             None => {
                 cfg!(feature = "cuda") && self.settings.lock().backend != Backend::OnnxRuntimeCpu
@@ -143,10 +266,8 @@ impl StreamDiffusion {
     /// The way to share a GPU's memory, if one is used.
     #[cfg(feature = "cuda")]
     pub(super) fn sharing(&self) -> Option<Sharing> {
-        match &*self.venue.lock() {
-            Some(Venue::Gpu(gpu)) => gpu.sharing.clone(),
-            _ => None,
-        }
+        let venue = self.venue.lock();
+        venue.as_ref()?.gpu()?.sharing.clone()
     }
 
     /// Tells the pipeline of our CUDA context, unless it has one.

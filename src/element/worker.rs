@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use super::building;
 use super::cues::Cue;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::CudaRuntime;
@@ -21,6 +23,8 @@ use super::skipping::Change;
 use super::stats::Stats;
 use super::studio::Studio;
 use super::venue::Venue;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use crate::engine::BuildProgress;
 use crate::engine::Telling;
 use crate::error::{Error, Result};
 use crate::model::Component;
@@ -258,6 +262,9 @@ pub trait Observer: Send + Sync + 'static {
     fn change_refused(&self, error: &Error);
     /// Something is done in part only.
     fn warned(&self, error: &Error);
+    /// Engines are being built while the model loads. Called on any thread.
+    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+    fn building(&self, progress: &BuildProgress);
 }
 
 /// A handle to the worker's thread, which ends when this is dropped.
@@ -271,7 +278,7 @@ pub struct Worker {
 #[derive(Default)]
 struct Fate {
     /// It is to end before the next component.
-    canceled: AtomicBool,
+    canceled: Arc<AtomicBool>,
     /// It has failed.
     failed: AtomicBool,
 }
@@ -303,6 +310,14 @@ impl Worker {
                     #[cfg(feature = "cuda")]
                     Venue::Gpu(gpu) => {
                         let load = |tell: Telling<'_>| CudaRuntime::load(&model, gpu, tell);
+                        work(load, &shared, &received, &stats, &*observer);
+                    }
+                    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+                    Venue::TensorRt(gpu, request) => {
+                        let building = building::building(&observer, shared.canceled.clone());
+                        let load = |tell: Telling<'_>| {
+                            CudaRuntime::load_engines(&model, gpu, &request, building, tell)
+                        };
                         work(load, &shared, &received, &stats, &*observer);
                     }
                 }

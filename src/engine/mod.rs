@@ -1,11 +1,16 @@
 //! Engines: a model folder's components made runnable on a device.
 
+mod built;
 #[cfg(feature = "tensorrt")]
 pub mod cache;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod onnxruntime;
 pub mod shared;
 #[cfg(feature = "tensorrt")]
 pub mod tensorrt;
+
+pub use built::{BuildProgress, Built, Calls};
 
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
@@ -52,6 +57,8 @@ pub struct Limits {
     /// Whether the image encoder gives a distribution that may be sampled, and the model asks for it:
     /// `encode` then wants noise.
     pub samples_posterior: bool,
+    /// What its engines were built for, where that is less than its graphs can do.
+    pub built: Option<Built>,
 }
 
 impl Limits {
@@ -76,7 +83,13 @@ impl Limits {
                 ));
             }
         }
-        Ok(())
+        (self.built.as_ref()).map_or(Ok(()), |built| built.check_size(width, height))
+    }
+
+    /// Whether a stream's calls can be served in one run each; the error names the property at fault, what the engines were
+    /// built for and what builds others.
+    pub fn check_calls(&self, calls: Calls) -> Result<()> {
+        (self.built.as_ref()).map_or(Ok(()), |built| built.check_calls(calls))
     }
 }
 

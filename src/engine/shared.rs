@@ -7,8 +7,10 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 #[cfg(feature = "cuda")]
-use super::onnxruntime::CudaOnnxModel;
+use super::cuda::CudaModel;
 use super::onnxruntime::OnnxModel;
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+use super::tensorrt::{Building, Gpu, Supply, Wanted};
 use super::{Telling, silent};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::Cuda;
@@ -51,7 +53,19 @@ impl<M> Cache<M> {
         device: usize,
         open: impl FnOnce(&ModelFolder) -> Result<M>,
     ) -> Result<Arc<Loaded<M>>> {
-        let key = key(path, device)?;
+        self.get_with(path, device, &[], open)
+    }
+
+    /// The same of a model that depends on these files too.
+    fn get_with(
+        &self,
+        path: &Path,
+        device: usize,
+        more: &[PathBuf],
+        open: impl FnOnce(&ModelFolder) -> Result<M>,
+    ) -> Result<Arc<Loaded<M>>> {
+        let mut key = key(path, device)?;
+        more.iter().for_each(|file| note(file, &mut key.files));
         let slot = {
             let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Forget what nobody uses or loads.
@@ -87,13 +101,38 @@ pub fn load_telling(path: &Path, tell: Telling<'_>) -> Result<Arc<Loaded>> {
 }
 
 #[cfg(feature = "cuda")]
-static CUDA: Cache<CudaOnnxModel> = Cache::new();
+static CUDA: Cache<CudaModel> = Cache::new();
 
 /// The same, run by ONNX Runtime on a GPU.
 #[cfg(feature = "cuda")]
-pub fn load_cuda(path: &Path, gpu: &Cuda, tell: Telling<'_>) -> Result<Arc<Loaded<CudaOnnxModel>>> {
+pub fn load_cuda(path: &Path, gpu: &Cuda, tell: Telling<'_>) -> Result<Arc<Loaded<CudaModel>>> {
     CUDA.get(path, gpu.ordinal(), |folder| {
-        CudaOnnxModel::open_telling(folder, gpu, tell)
+        super::onnxruntime::open_cuda_telling(folder, gpu, tell)
+    })
+}
+
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+static TENSORRT: Cache<CudaModel> = Cache::new();
+
+/// The same, run by TensorRT's engines: those in the user's cache that let it do what is `wanted`, else some that are built
+/// now if `building` is given. Models with other engines are others.
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+pub fn load_tensorrt(
+    path: &Path,
+    gpu: &Cuda,
+    wanted: &Wanted,
+    building: Option<&Building>,
+    tell: Telling<'_>,
+) -> Result<Arc<Loaded<CudaModel>>> {
+    let (major, minor) = Cuda::compute_capability(gpu.ordinal())?;
+    let engines = super::cache::Cache::new(None)?;
+    let folder = ModelFolder::open(path)?;
+    let capability = Gpu::new(major, minor);
+    let supply = Supply::provide(&folder, wanted, capability, &engines, building)?;
+    let files = supply.engines.iter().map(|key| engines.path(key));
+    let files: Vec<_> = files.collect();
+    TENSORRT.get_with(path, gpu.ordinal(), &files, |folder| {
+        super::tensorrt::open(folder, gpu, &supply, &engines, tell)
     })
 }
 
@@ -124,10 +163,14 @@ fn key(path: &Path, device: usize) -> Result<Key> {
 /// Notes the files in `folder`, not those in folders below it. What cannot be read is for loading to complain about.
 fn list(folder: &Path, files: &mut Vec<(PathBuf, u64, Option<SystemTime>)>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        // Follows links, as loading does: download caches keep the files elsewhere.
-        let path = entry.path();
-        if let Some(meta) = std::fs::metadata(&path).ok().filter(Metadata::is_file) {
-            files.push((path, meta.len(), meta.modified().ok()));
-        }
+        note(&entry.path(), files);
+    }
+}
+
+/// Notes a file, if it is one.
+fn note(path: &Path, files: &mut Vec<(PathBuf, u64, Option<SystemTime>)>) {
+    // Follows links, as loading does: download caches keep the files elsewhere.
+    if let Some(meta) = std::fs::metadata(path).ok().filter(Metadata::is_file) {
+        files.push((path.to_owned(), meta.len(), meta.modified().ok()));
     }
 }

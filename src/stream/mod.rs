@@ -34,7 +34,7 @@ pub use timing::{Stage, StageTimes};
 pub use variation::Variation;
 
 use crate::device::{Device, Update};
-use crate::engine::{Denoise, Model};
+use crate::engine::{Calls, Denoise, Model};
 use crate::error::{Error, Result};
 use crate::model::SchedulerConfig;
 use guidance::Reference;
@@ -77,6 +77,20 @@ pub struct Settings {
     pub similarity: Option<Similarity>,
     /// Share of the restyled picture in what is shown, in [0, 1]; the rest is the picture that came in.
     pub mix: f64,
+}
+
+impl Settings {
+    /// What the U-Net calls of a stream come to that does this with groups of `frames`.
+    pub fn calls(&self, frames: usize) -> Calls {
+        let steps = self.t_index_list.len();
+        let wants = |step: &usize| self.guidance.wants_negative_row(*step);
+        let negative = (0..steps).filter(wants).count();
+        Calls {
+            steps,
+            frames,
+            rows: frames * (steps + negative),
+        }
+    }
 }
 
 /// What the U-Net gave for the slots under way, in their order.
@@ -175,6 +189,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             width / limits.latent_scale,
         ];
         let steps = steps(&scheduler, &settings)?;
+        limits.check_calls(settings.calls(frame_buffer_size.max(1)))?;
         let (noise, posterior) = noise_maps(&device, settings.seed, steps.len(), latent)?;
         Ok(Self {
             filter: SimilarityFilter::new(settings.seed),
@@ -209,6 +224,8 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             return Ok(());
         }
         let steps = steps(&self.scheduler, settings)?;
+        let calls = settings.calls(self.frame_buffer_size);
+        self.model.limits().check_calls(calls)?;
         let mut noise = self.plan.noise.clone();
         if old.seed != settings.seed || steps.len() != noise.len() {
             (noise, self.posterior) =

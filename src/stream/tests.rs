@@ -34,6 +34,7 @@ const LIMITS: Limits = Limits {
     fixed_size: None,
     chunks: None,
     samples_posterior: false,
+    built: None,
 };
 const PROMPT: f32 = 0.2;
 const NEGATIVE: f32 = -0.1;
@@ -503,6 +504,23 @@ fn sizes_the_model_cannot_do_are_refused() {
         error.contains("height") && error.contains("512x512"),
         "{error}"
     );
+}
+
+/// Rows of a call by guidance (arXiv 2312.12491, section 3.2): one a slot; with full guidance two; with onetime-negative
+/// one more for the first step.
+#[test]
+fn calls_have_as_many_rows_as_guidance_wants() {
+    for (cfg_type, rows) in [
+        (CfgType::None, 3),
+        (CfgType::SelfNegative, 3),
+        (CfgType::Initialize, 4),
+        (CfgType::Full, 6),
+    ] {
+        let settings = settings(&[10, 20, 30], cfg_type, 1.5, 1.0);
+        let calls = settings.calls(2);
+        assert_eq!((calls.steps, calls.frames), (3, 2));
+        assert_eq!(calls.rows, 2 * rows, "{cfg_type:?}");
+    }
 }
 
 /// `tools/reference/stream_scalar.py`, "from noise".

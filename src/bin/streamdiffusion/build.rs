@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use gststreamdiffusion::engine::cache::{Cache, Hashes, Key, Order, Outcome, free};
 use gststreamdiffusion::engine::tensorrt::builder::{self, ComputeCapability};
 use gststreamdiffusion::engine::tensorrt::{
-    Part, Profile, Recipe, Severity, Span, library, parser, set_sink,
+    Cost, Part, Profile, Recipe, Severity, Span, library, parser, set_sink,
 };
 use gststreamdiffusion::error::Error;
 use gststreamdiffusion::model::{Component, ModelFolder};
@@ -25,15 +25,13 @@ use crate::progress::Progress;
 
 /// Rows that a U-Net call has at most with one frame at a time: four steps, each with a negative prompt.
 const ROWS: usize = 8;
-/// Side of a picture where neither the model nor the user says it.
-const SIDE: usize = 512;
 /// Time between two looks at the builds.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Build the TensorRT engines of a model ahead of time. No GPU is needed.
 ///
-/// Engines are kept in the user's cache folder; those that are there already are left as they are. The element does not
-/// run them yet. One engine serves all GPUs from compute capability 8.0 (RTX 30) on, unless --compute-capability chooses.
+/// Engines are kept in the user's cache folder, where the element finds them; those that are there already are left as they
+/// are. One engine serves all GPUs from compute capability 8.0 (RTX 30) on, unless --compute-capability chooses.
 #[derive(clap::Args)]
 pub struct Args {
     /// Model folder; the bundled demo model if left out
@@ -197,14 +195,7 @@ pub fn build(args: &Args, verbose: bool) -> Result<ExitCode, Failure> {
 /// The calls to build for: what was asked for, else what the model says, else what is usual.
 fn profile(args: &Args, folder: &ModelFolder) -> Profile {
     let defaults = &folder.manifest().defaults;
-    let multiple = folder.multiple();
-    let own = |side: Option<usize>, fixed: Option<usize>| {
-        let side = side.or(defaults.size).unwrap_or(SIDE);
-        fixed.unwrap_or_else(|| (side / multiple).max(1) * multiple)
-    };
-    let fixed = folder.fixed_size();
-    let width = own(defaults.width, fixed.map(|(width, _)| width));
-    let height = own(defaults.height, fixed.map(|(_, height)| height));
+    let (width, height) = Profile::own_size(folder);
     let sizes = args.size.unwrap_or(Sizes {
         width: (width, width),
         height: (height, height),
@@ -228,39 +219,6 @@ fn profile(args: &Args, folder: &ModelFolder) -> Profile {
         width: Span::new(sizes.width.0, width, sizes.width.1),
         height: Span::new(sizes.height.0, height, sizes.height.1),
         chunks: Span::new(chunks, chunks, most),
-    }
-}
-
-/// What a build takes, roughly.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Cost {
-    seconds: f64,
-    memory: u64,
-    disk: u64,
-}
-
-impl Cost {
-    /// From the bytes of a component's files, as measured on two cores at 2.5 GHz (docs/tensorrt.md). A U-Net has many
-    /// kinds of layers, each with its code in the engine.
-    fn of(component: Component, weights: u64) -> Self {
-        let gigabytes = weights as f64 / 1e9;
-        let (seconds, code) = match component {
-            Component::Unet => (4.0, 24 << 20),
-            _ => (0.5, 6 << 20),
-        };
-        Self {
-            seconds: seconds + 14.0 * gigabytes,
-            memory: (400 << 20) + weights * 33 / 10,
-            disk: code + weights * 21 / 20,
-        }
-    }
-
-    fn sum(costs: impl Iterator<Item = Self>) -> Self {
-        costs.fold(Self::default(), |a, b| Self {
-            seconds: a.seconds + b.seconds,
-            memory: a.memory.max(b.memory),
-            disk: a.disk + b.disk,
-        })
     }
 }
 
@@ -312,7 +270,7 @@ fn plans<'a>(
         let key = recipe.key(&args.compute_capability, &mut hashes, &mut tell)?;
         plans.push(Plan {
             path: cache.path(&key),
-            cost: Cost::of(recipe.component(), recipe.weights()),
+            cost: recipe.cost(),
             key,
             recipe,
         });
@@ -458,6 +416,7 @@ fn one(
         key: &plan.key,
         model: &model,
         room: plan.cost.disk,
+        serves: plan.recipe.serves().clone(),
     };
     let waits = || {
         state.lock().phase = "waiting for another build of it".into();
@@ -469,7 +428,7 @@ fn one(
         now.phase = "reading".into();
         drop(now);
         let watch = Arc::new(Watch(state.clone()));
-        plan.recipe.build(&args.compute_capability, cache, watch)
+        (plan.recipe).build_for(&plan.key, &args.compute_capability, cache, watch)
     })
 }
 

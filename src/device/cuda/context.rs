@@ -109,6 +109,23 @@ impl Drop for Restore {
     }
 }
 
+/// The compute capability of a GPU. The driver must have been started, by [`count`].
+pub(super) fn compute_capability(ordinal: usize) -> Result<(u32, u32)> {
+    let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
+    let device = result::device::get(number).map_err(|e| failed("find the GPU", e))?;
+    let ask = |attribute| {
+        // SAFETY: the driver gave the device.
+        let value = unsafe { result::device::get_attribute(device, attribute) };
+        let value = value.map_err(|e| failed("tell its compute capability", e))?;
+        Ok(u32::try_from(value).unwrap_or(0))
+    };
+    use sys::CUdevice_attribute as Attribute;
+    Ok((
+        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    ))
+}
+
 /// How many GPUs there are; an error that says what is missing where there is no driver.
 pub(super) fn count() -> Result<usize> {
     // SAFETY: looks for a shared library; its constructors are the driver's.

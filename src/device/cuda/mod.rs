@@ -66,6 +66,15 @@ impl Cuda {
         context::count()
     }
 
+    /// The compute capability of the GPU with this number: major and minor. Makes no context on it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn compute_capability(ordinal: usize) -> Result<(u32, u32)> {
+        context::count()?;
+        context::compute_capability(ordinal)
+    }
+
     /// The GPU with this number, counted from 0.
     ///
     /// # Errors

@@ -21,7 +21,12 @@ int cuGetErrorString(int error, const char **text) { *text = "stand-in"; return 
 int cuDeviceGetCount(int *count) { *count = 2; return OK; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return OK; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "stand-in", size); return OK; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = PITCH; return OK; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) 
+{
+    /* 75 and 76 are the compute capability, 8.9. */
+    *value = attribute == 75 ? 8 : attribute == 76 ? 9 : PITCH;
+    return OK;
+}
 int cuDeviceCanAccessPeer(int *can, int device, int peer) { *can = 0; return OK; }
 int cuCtxCreate_v2(void **context, unsigned flags, int device) { *context = (void *)(uintptr_t)(0x1000 + device); return OK; }
 int cuCtxDestroy_v2(void *context) { return OK; }

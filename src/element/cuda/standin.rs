@@ -15,7 +15,7 @@ use super::library::Functions;
 use super::{Context, Mapped, Sharing, is_cuda, memory};
 use crate::element::caps::{CUDA_FORMATS, CUDA_MEMORY, FORMATS};
 use crate::element::layout::layout;
-use crate::engine::onnxruntime::CudaOnnxModel;
+use crate::engine::onnxruntime::cuda_available;
 
 /// Set in the process that has the stand-in on its library path.
 const VARIABLE: &str = "STREAMDIFFUSION_TEST_STANDIN";
@@ -62,6 +62,7 @@ fn memory_is_shared_by_gstreamers_own_library() {
         .args(["--exact", "--nocapture"])
         .arg("element::cuda::standin::memory_is_shared_by_gstreamers_own_library")
         .env(VARIABLE, &library)
+        .env("GST_STREAMDIFFUSION_ENGINES", folder.join("engines"))
         .env("LD_LIBRARY_PATH", format!("{}:{path}", folder.display()))
         .env("G_DEBUG", "fatal-criticals")
         .output()
@@ -252,7 +253,11 @@ fn elements_say_what_is_missing() {
             }
         }
     };
-    for backend in ["auto", "onnxruntime-cuda"] {
+    let listed = match cfg!(feature = "tensorrt") {
+        true => &["auto", "onnxruntime-cuda", "tensorrt"][..],
+        false => &["auto", "onnxruntime-cuda"],
+    };
+    for backend in listed {
         let message = start(backend, 7).unwrap_err();
         for part in [
             "property device-id",
@@ -262,8 +267,26 @@ fn elements_say_what_is_missing() {
             assert!(message.contains(part), "{message:?} lacks {part:?}");
         }
     }
+    // The command is one that builds what is missing, for this GPU and these properties.
+    let message = start("tensorrt", 1).unwrap_err();
+    let parts: &[&str] = match cfg!(feature = "tensorrt") {
+        true => &[
+            "property backend: tensorrt cannot be had: no engine of unet is there: none has been built",
+            "\"streamdiffusion build ",
+            "models/demo --size 256x256\"",
+            "build-engines=auto",
+        ],
+        false => &[
+            "property backend",
+            "built without TensorRT",
+            "--features tensorrt",
+        ],
+    };
+    for part in parts {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
     // Where ONNX Runtime could use GPUs, the stand-in would not do.
-    if let Err(missing) = CudaOnnxModel::available() {
+    if let Err(missing) = cuda_available() {
         let message = start("onnxruntime-cuda", 1).unwrap_err();
         assert!(message.contains("property backend"), "{message}");
         assert!(message.contains(&missing.to_string()), "{message}");
@@ -271,6 +294,7 @@ fn elements_say_what_is_missing() {
         assert_eq!(stats.get::<&str>("device"), Ok("CPU"));
         let reason = stats.get::<&str>("backend-reason").unwrap();
         assert!(reason.contains(&missing.to_string()), "{reason}");
+        assert!(reason.contains("nor TensorRT: "), "{reason}");
     }
 }
 

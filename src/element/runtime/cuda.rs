@@ -10,17 +10,21 @@ use parking_lot::Mutex;
 use super::{Input, LoadedModel, Output, Picture, Runtime};
 use crate::device::cuda::{Cuda, CudaTensor, Launches};
 use crate::device::video::{Colour, VideoLayout};
+#[cfg(feature = "tensorrt")]
+use crate::element::building::Request;
 use crate::element::cuda::{Gpu, Mapped, is_cuda};
 use crate::element::layout::{colour, layout};
 use crate::engine::Telling;
-use crate::engine::onnxruntime::CudaOnnxModel;
+use crate::engine::cuda::CudaModel;
 use crate::engine::shared::{self, Loaded};
+#[cfg(feature = "tensorrt")]
+use crate::engine::tensorrt::Building;
 use crate::error::{Error, Result};
 
 /// The worker's half.
 pub struct CudaRuntime {
     // Before the GPU that it is on.
-    loaded: Arc<Loaded<CudaOnnxModel>>,
+    loaded: Arc<Loaded<CudaModel>>,
     gpu: Arc<Gpu>,
     /// What the GPU may still be reading.
     reading: Vec<Mapped>,
@@ -62,13 +66,36 @@ impl CudaInput {
 }
 
 impl CudaRuntime {
-    /// Loads the model in the folder `model` onto a GPU, telling of each component.
+    /// Loads the model in the folder `model` onto a GPU, to be run by ONNX Runtime, telling of each component.
     pub fn load(model: &Path, gpu: Arc<Gpu>, tell: Telling<'_>) -> Result<Self> {
+        let loaded = shared::load_cuda(model, &gpu.cuda, tell);
+        Self::new(loaded, gpu, "backend=onnxruntime-cpu runs it on the CPU")
+    }
+
+    /// The same, to be run by TensorRT's engines, which are built if the request says so and they are missing.
+    #[cfg(feature = "tensorrt")]
+    pub fn load_engines(
+        model: &Path,
+        gpu: Arc<Gpu>,
+        request: &Request,
+        building: Building,
+        tell: Telling<'_>,
+    ) -> Result<Self> {
+        let building = request.build.then_some(&building);
+        let loaded = shared::load_tensorrt(model, &gpu.cuda, &request.wanted, building, tell);
+        Self::new(
+            loaded,
+            gpu,
+            "backend=onnxruntime-cuda runs it without TensorRT",
+        )
+    }
+
+    fn new(loaded: Result<Arc<Loaded<CudaModel>>>, gpu: Arc<Gpu>, otherwise: &str) -> Result<Self> {
         Ok(Self {
-            loaded: shared::load_cuda(model, &gpu.cuda, tell).map_err(|error| match error {
+            loaded: loaded.map_err(|error| match error {
                 Error::Engine { component, what } => Error::Engine {
                     component,
-                    what: format!("{what}; backend=onnxruntime-cpu runs it on the CPU"),
+                    what: format!("{what}; {otherwise}"),
                 },
                 other => other,
             })?,
@@ -80,13 +107,13 @@ impl CudaRuntime {
 
 impl Runtime for CudaRuntime {
     type Device = Cuda;
-    type Model = CudaOnnxModel;
+    type Model = CudaModel;
 
     fn device(&self) -> Cuda {
         self.gpu.cuda.clone()
     }
 
-    fn loaded(&self) -> &Arc<Loaded<CudaOnnxModel>> {
+    fn loaded(&self) -> &Arc<Loaded<CudaModel>> {
         &self.loaded
     }
 

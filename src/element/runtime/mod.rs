@@ -16,7 +16,7 @@ use super::cuda::Gpu;
 use crate::device::cuda::CudaTensor;
 use crate::device::{Device, HostTensor};
 #[cfg(feature = "cuda")]
-use crate::engine::onnxruntime::CudaOnnxModel;
+use crate::engine::cuda::CudaModel;
 use crate::engine::shared::Loaded;
 use crate::engine::{Limits, Model};
 use crate::error::{Error, Result};
@@ -149,9 +149,9 @@ impl Picture {
 pub enum LoadedModel {
     /// By ONNX Runtime on the CPU.
     Host(Arc<Loaded>),
-    /// By ONNX Runtime on a GPU.
+    /// On a GPU, by ONNX Runtime or TensorRT.
     #[cfg(feature = "cuda")]
-    Cuda(Arc<Loaded<CudaOnnxModel>>, Arc<Gpu>),
+    Cuda(Arc<Loaded<CudaModel>>, Arc<Gpu>),
 }
 
 impl LoadedModel {
@@ -179,6 +179,15 @@ impl LoadedModel {
             Self::Host(loaded) => loaded.model.backend(),
             #[cfg(feature = "cuda")]
             Self::Cuda(loaded, _) => loaded.model.backend(),
+        }
+    }
+
+    /// Where the engines come from that were built ahead, for people; empty where there are none.
+    pub fn engines(&self) -> &str {
+        match self {
+            Self::Host(_) => "",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(loaded, _) => loaded.model.origin(),
         }
     }
 

@@ -52,13 +52,6 @@ impl Companion {
         trust::check_folder(self.0.parent().unwrap_or(Path::new("")))?;
         let mut bytes = Sha256::digest(content).to_vec();
         bytes.extend_from_slice(content);
-        let name = self.0.file_name().unwrap_or_default().to_string_lossy();
-        let part = (self.0).with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let written =
-            files::write_new(&part, &bytes).and_then(|_file| std::fs::rename(&part, &self.0));
-        written.map_err(|e| {
-            let _ = std::fs::remove_file(&part);
-            failed(e)
-        })
+        files::replace(&self.0, &bytes).map_err(failed)
     }
 }

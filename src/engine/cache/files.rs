@@ -219,6 +219,21 @@ pub(super) fn store(path: &Path, engine: &[u8], record: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Puts `content` at `path` in place of what is there, whole or not at all. For files that are no engines.
+pub(super) fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // No two threads or processes that write the same file get in each other's way.
+    let part = format!(".{name}.{}-{count}.part", std::process::id());
+    let part = Temporary::new(path.with_file_name(part));
+    let _open = write_new(&part.0, content)?;
+    let mut temporary = TEMPORARY.lock();
+    std::fs::rename(&part.0, path)?;
+    temporary.remove(&part.0);
+    Ok(())
+}
+
 fn write(path: &Path, content: &[u8]) -> Result<File> {
     write_new(path, content).map_err(|e| unwritable(path, &e))
 }

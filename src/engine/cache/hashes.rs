@@ -1,5 +1,5 @@
-//! Hashes of a component's files. They have gigabytes, so what was hashed is noted, with what tells whether the file is
-//! still the same.
+//! Hashes of files: a component's, and engines. They have gigabytes, so what was hashed is noted, with what tells whether
+//! the file is still the same.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
@@ -49,6 +49,17 @@ impl Note {
 
 fn nanoseconds(seconds: i64, rest: i64) -> i128 {
     i128::from(seconds) * 1_000_000_000 + i128::from(rest)
+}
+
+/// Whether both are of one file in one state.
+pub fn same(a: &Metadata, b: &Metadata) -> bool {
+    Note::new(a, String::new()) == Note::new(b, String::new())
+}
+
+/// What a file is noted as.
+fn name_of(path: &Path) -> String {
+    let name = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    name.to_string_lossy().into_owned()
 }
 
 /// Whether `path` is the file of the notes.
@@ -111,9 +122,7 @@ impl Hashes {
         if !meta.is_file() {
             return Err(Error::invalid(path, "expected a regular file"));
         }
-        let name = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let name = name.to_string_lossy().into_owned();
-        if let Some(note) = self.notes.get(&name)
+        if let Some(note) = self.notes.get(&name_of(path))
             && *note == Note::new(&meta, note.sha256.clone())
         {
             tell(meta.size());
@@ -130,20 +139,31 @@ impl Hashes {
             tell(n as u64);
         }
         let sha256 = hexadecimal(&hash.finalize());
+        let after = file.metadata().map_err(failed)?;
+        self.note(path, &meta, &after, &sha256);
+        Ok(sha256)
+    }
+
+    /// Whether the file at `path`, which is open and has `meta`, is noted as having this hash and has not changed since.
+    pub(super) fn knows(&self, path: &Path, meta: &Metadata, sha256: &str) -> bool {
+        let note = self.notes.get(&name_of(path));
+        note.is_some_and(|note| *note == Note::new(meta, sha256.to_owned()))
+    }
+
+    /// Notes the hash of the file at `path`, which was `before` when it began to be read and `after` then, unless it may
+    /// have changed meanwhile, or could change now without looking so.
+    pub(super) fn note(&mut self, path: &Path, before: &Metadata, after: &Metadata, sha256: &str) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |d| d.as_nanos() as i128);
-        let after = file.metadata().map_err(failed)?;
         let changed = nanoseconds(after.ctime(), after.ctime_nsec());
-        if Note::new(&after, String::new()) == Note::new(&meta, String::new())
-            && now - changed > SETTLED_NS
-        {
+        if same(before, after) && now - changed > SETTLED_NS {
             if self.notes.len() >= NOTES {
                 self.notes.clear();
             }
-            self.notes.insert(name, Note::new(&after, sha256.clone()));
+            let note = Note::new(after, sha256.to_owned());
+            self.notes.insert(name_of(path), note);
             self.changed = true;
         }
-        Ok(sha256)
     }
 
     /// Notes what was hashed since. Where that cannot be written, files are hashed again the next time.
@@ -154,11 +174,6 @@ impl Hashes {
         let Ok(text) = toml::to_string(&self.notes) else {
             return;
         };
-        let part = (self.path).with_file_name(format!(".sources.{}.part", std::process::id()));
-        let written = super::files::write_new(&part, text.as_bytes())
-            .and_then(|_file| std::fs::rename(&part, &self.path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&part);
-        }
+        let _ = super::files::replace(&self.path, text.as_bytes());
     }
 }

@@ -14,13 +14,14 @@ mod key;
 mod record;
 mod trust;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 pub use companion::Companion;
 pub use files::{WorkFolder, abandon, free};
-pub use hashes::Hashes;
+pub use hashes::{Hashes, same as same_file};
 pub use key::Key;
 pub use record::{Made, Record};
 
@@ -71,6 +72,8 @@ pub struct Order<'a> {
     pub model: &'a Path,
     /// Bytes that the engine may take, to see whether there is room for them.
     pub room: u64,
+    /// The calls it is for, as [`Record::serves`] has them.
+    pub serves: BTreeMap<String, (usize, usize)>,
 }
 
 /// An entry of the folder.
@@ -121,14 +124,17 @@ impl Cache {
         self.folder.join(format!("{}.engine", key.stem()))
     }
 
-    /// The engine of `key`, read and checked.
+    /// The engine of `key`, read and checked. One that was hashed before and has not changed since is not hashed again.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is none, with the reason as far as there is one; [`Error::Invalid`] if what is there
     /// must not be used.
     pub fn load(&self, key: &Key) -> Result<Cached> {
         let path = self.path(key);
-        match self.check(&path, key, true)? {
+        let mut hashes = Hashes::open(self);
+        let found = self.check(&path, key, true, Some(&mut hashes))?;
+        hashes.save();
+        match found {
             Some((record, bytes)) => Ok(Cached {
                 bytes,
                 record,
@@ -143,7 +149,7 @@ impl Cache {
     /// # Errors
     /// [`Error::Invalid`] if what is there must not be used.
     pub fn holds(&self, key: &Key) -> Result<bool> {
-        Ok(self.check(&self.path(key), key, false)?.is_some())
+        Ok(self.check(&self.path(key), key, false, None)?.is_some())
     }
 
     /// Why there is no engine of `key`: how the one that is nearest to it differs.
@@ -182,7 +188,7 @@ impl Cache {
         let key = order.key;
         let _lock = self.lock(key, &mut waits)?;
         let path = self.path(key);
-        let why = match self.check(&path, key, false) {
+        let why = match self.check(&path, key, false, None) {
             Ok(Some((record, _))) => return Ok(Outcome::Present(record)),
             Ok(None) => self.why_missing(key),
             Err(error) => error.to_string(),
@@ -194,6 +200,7 @@ impl Cache {
         let bytes = make()?;
         let record = Record::new(
             key,
+            &order.serves,
             bytes.as_ref(),
             Made {
                 model: order.model.display().to_string(),
@@ -257,7 +264,7 @@ impl Cache {
     /// [`Error::Invalid`] says why it must not be used.
     pub fn verify(&self, path: &Path) -> Result<Record> {
         let record = self.record(path)?;
-        match self.check(path, &record.key, false)? {
+        match self.check(path, &record.key, false, None)? {
             Some((record, _)) => Ok(record),
             None => Err(Error::not_found(path, "is gone")),
         }
@@ -304,7 +311,14 @@ impl Cache {
     }
 
     /// The record, and the bytes if `keep`, of the engine of `key` at `path`; `None` if there is nothing, or no whole one.
-    fn check(&self, path: &Path, key: &Key, keep: bool) -> Result<Option<(Record, Vec<u8>)>> {
+    /// With `hashes`, what is noted there need not be hashed again.
+    fn check(
+        &self,
+        path: &Path,
+        key: &Key,
+        keep: bool,
+        hashes: Option<&mut Hashes>,
+    ) -> Result<Option<(Record, Vec<u8>)>> {
         if !self.folder.exists() {
             return Ok(None);
         }
@@ -321,7 +335,7 @@ impl Cache {
                 format!("is of another engine: {}", differences.join("; ")),
             ));
         }
-        let bytes = found.check_content(engine, path, keep)?;
+        let bytes = found.check_content(engine, path, keep, hashes)?;
         Ok(Some((found, bytes)))
     }
 

@@ -1,5 +1,6 @@
 //! What is written about an engine.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -8,11 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::hashes::{self, Hashes};
 use super::key::{Key, hexadecimal};
 use crate::error::{Error, Result};
 
 /// The version of the record's layout.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The most bytes a record may have; the inputs of the largest U-Nets take some 20 KiB.
 const LIMIT: u64 = 1 << 20;
 
@@ -29,6 +31,10 @@ pub struct Record {
     pub made: Made,
     /// What it depends on.
     pub key: Key,
+    /// The calls it was built for: of each quantity that its shapes follow from, the smallest and the largest. What they
+    /// are called is the builder's business.
+    #[serde(default)]
+    pub serves: BTreeMap<String, (usize, usize)>,
 }
 
 /// Where an engine came from. Nothing is decided by it.
@@ -47,13 +53,19 @@ pub struct Made {
 
 impl Record {
     /// The record of an engine.
-    pub(super) fn new(key: &Key, bytes: &[u8], made: Made) -> Self {
+    pub(in crate::engine) fn new(
+        key: &Key,
+        serves: &BTreeMap<String, (usize, usize)>,
+        bytes: &[u8],
+        made: Made,
+    ) -> Self {
         Self {
             format: FORMAT,
             size: bytes.len() as u64,
             sha256: hexadecimal(&Sha256::digest(bytes)),
             made,
             key: key.clone(),
+            serves: serves.clone(),
         }
     }
 
@@ -102,8 +114,15 @@ impl Record {
     }
 
     /// Reads the engine from `file`, which is at `path`, and checks that it is the one that was written; its bytes if
-    /// `keep`.
-    pub(super) fn check_content(&self, mut file: File, path: &Path, keep: bool) -> Result<Vec<u8>> {
+    /// `keep`. Where `hashes` has noted that this very file has the right hash and it has not changed since, which only its
+    /// owner can bring about unseen, it is not hashed again.
+    pub(super) fn check_content(
+        &self,
+        mut file: File,
+        path: &Path,
+        keep: bool,
+        hashes: Option<&mut Hashes>,
+    ) -> Result<Vec<u8>> {
         let failed = |e: std::io::Error| Error::not_found(path, format!("cannot be read: {e}"));
         let wrong = |what: String| {
             Error::invalid(
@@ -111,7 +130,10 @@ impl Record {
                 format!("is not the engine that was built: {what}; build it again"),
             )
         };
-        let size = file.metadata().map_err(failed)?.len();
+        let before = file.metadata().map_err(failed)?;
+        let size = before.len();
+        let known = |hashes: &&mut Hashes| hashes.knows(path, &before, &self.sha256);
+        let known = hashes.as_ref().is_some_and(known);
         if size != self.size {
             return Err(wrong(format!(
                 "it has {size} bytes, expected {}",
@@ -137,20 +159,32 @@ impl Record {
                 break;
             }
             left -= n as u64;
-            hash.update(&block[..n]);
+            if !known {
+                hash.update(&block[..n]);
+            }
             if keep {
                 // What was hashed is what is used, whatever happens to the file.
                 bytes.extend_from_slice(&block[..n]);
             }
         }
+        let after = file.metadata().map_err(failed)?;
+        if known {
+            return match left == 0 && hashes::same(&before, &after) {
+                true => Ok(bytes),
+                false => Err(wrong("it changed while it was read".into())),
+            };
+        }
         let found = hexadecimal(&hash.finalize());
-        match left == 0 && found == self.sha256 {
-            true => Ok(bytes),
-            false => Err(wrong(format!(
+        if left > 0 || found != self.sha256 {
+            return Err(wrong(format!(
                 "its SHA-256 is {found}, expected {}",
                 self.sha256
-            ))),
+            )));
         }
+        if let Some(hashes) = hashes {
+            hashes.note(path, &before, &after, &self.sha256);
+        }
+        Ok(bytes)
     }
 }
 

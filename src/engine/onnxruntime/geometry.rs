@@ -4,7 +4,7 @@ use crate::engine::Limits;
 use crate::model::ModelFolder;
 
 /// What a model's autoencoder does to shapes and values.
-pub(super) struct Geometry {
+pub(in crate::engine) struct Geometry {
     /// What the model can do.
     pub limits: Limits,
     /// Whether the image encoder gives means and logarithms of variances.
@@ -26,6 +26,7 @@ impl Geometry {
                 fixed_size: folder.fixed_size(),
                 chunks: folder.chunks(),
                 samples_posterior: folder.samples_posterior(),
+                built: None,
             },
             gives_posterior: folder.gives_posterior(),
             scaling_factor: folder.scaling_factor() as f32,

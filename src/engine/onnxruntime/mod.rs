@@ -10,9 +10,20 @@ mod session;
 mod text;
 mod unet;
 
+#[cfg(all(feature = "cuda", feature = "tensorrt"))]
+pub(super) use cuda::Rarely;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaOnnxModel, Kept};
+pub use cuda::{
+    available as cuda_available, open as open_cuda, open_telling as open_cuda_telling,
+    open_whole as open_cuda_whole,
+};
+#[cfg(feature = "cuda")]
+pub(super) use geometry::Geometry;
 pub use model::OnnxModel;
+#[cfg(feature = "cuda")]
+pub(super) use text::Texts;
 pub use unet::Context;
+#[cfg(feature = "cuda")]
+pub(super) use unet::{Ahead, parts, plan};
 #[cfg(feature = "tensorrt")]
 pub use unet::{LiveInput, LivePart};

@@ -63,7 +63,7 @@ impl OnnxModel {
 
     /// How much of the U-Net is computed ahead, or why nothing is, for people.
     pub fn precomputed(&self) -> &str {
-        self.unet.precomputed()
+        &self.unet.ahead.precomputed
     }
 
     /// What runs it, for people: engine, version and device.
@@ -96,6 +96,7 @@ impl Model for OnnxModel {
         like: Option<&Context>,
     ) -> Result<Vec<Context>> {
         self.unet
+            .ahead
             .precompute(timesteps, text, size, like, |_, tensor| Ok(tensor))
     }
 

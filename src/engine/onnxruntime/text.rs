@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::model::{Chunk, ComponentFile, ModelFolder, Role, TextEncoder, Tokenizer, weigh};
 
 /// The text encoders of a model.
-pub(super) struct Texts {
+pub(in crate::engine) struct Texts {
     encoders: Vec<Encoder>,
     /// Whether no text is embeddings of zeros.
     zeros_for_none: bool,
@@ -22,7 +22,11 @@ struct Encoder {
 
 impl Texts {
     /// Loads the text encoders of `folder`, after `tell` has been told of each.
-    pub fn open(folder: &ModelFolder, provider: &Provider, tell: Telling<'_>) -> Result<Self> {
+    pub(in crate::engine::onnxruntime) fn open(
+        folder: &ModelFolder,
+        provider: &Provider,
+        tell: Telling<'_>,
+    ) -> Result<Self> {
         let encoder = |encoder: &TextEncoder| {
             tell(encoder.file.component)?;
             Ok(Encoder {

@@ -14,7 +14,9 @@ use crate::device::cuda::{Cuda, CudaTensor, Element, Work};
 use crate::engine::cache::Cached;
 #[cfg(not(feature = "tensorrt-enterprise"))]
 use crate::engine::cache::Companion;
+use crate::engine::cuda::{self, Program};
 use crate::error::{Error, Result};
+use crate::model::Component;
 
 /// Runs before one may be captured in a graph: kernels for its shapes are compiled in the first.
 const WARM_UP: u64 = 2;
@@ -42,10 +44,13 @@ impl Tensor {
 /// TensorRT for RTX compiles kernels for the GPU and the shapes at hand when they are first run. Those are kept in a file
 /// beside the engine, for the next start.
 pub struct Executable {
+    component: Component,
     name: String,
     cuda: Cuda,
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
+    /// Which output counts.
+    output: usize,
     inner: Mutex<Inner>,
 }
 
@@ -85,9 +90,44 @@ impl Executable {
     /// # Errors
     /// [`Error::Library`] without TensorRT, [`Error::Engine`] with TensorRT's words if the engine cannot run on this GPU.
     pub fn open(cached: &Cached, cuda: &Cuda) -> Result<Arc<Self>> {
+        Self::load(cached, cuda).map(Arc::new)
+    }
+
+    /// The same, with its inputs in the order of `inputs`, and the output `output` as the one that counts.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and if its inputs and outputs have other names.
+    pub fn open_with(
+        cached: &Cached,
+        cuda: &Cuda,
+        inputs: &[String],
+        output: &str,
+    ) -> Result<Arc<Self>> {
+        let mut engine = Self::load(cached, cuda)?;
+        let order = ordered(&engine.inputs, inputs);
+        let found = (engine.outputs.iter()).position(|tensor| tensor.name == output);
+        let (Some(order), Some(found)) = (order, found) else {
+            return Err(Error::engine(
+                &engine.name,
+                format!(
+                    "{} has other inputs and outputs than this version of the plugin gives it; build it again",
+                    cached.path.display()
+                ),
+            ));
+        };
+        engine.inputs = order;
+        engine.output = found;
+        Ok(Arc::new(engine))
+    }
+
+    fn load(cached: &Cached, cuda: &Cuda) -> Result<Self> {
         let library = library::library()?;
         let logger = log::logger()?;
         let name = cached.record.key.component.clone();
+        let component = Component::ALL.into_iter().find(|c| c.folder() == name);
+        let component = component.ok_or_else(|| {
+            Error::invalid(&cached.path, format!("is of an unknown component, {name}"))
+        })?;
         enter(cuda)?;
         let (opened, heard) = log::listen(|| -> trtx::Result<_> {
             let mut runtime = trtx::Runtime::new(logger)?;
@@ -111,9 +151,11 @@ impl Executable {
             )
         })?;
         let (inputs, outputs) = tensors(&engine).map_err(|what| Error::engine(&name, what))?;
-        Ok(Arc::new(Self {
+        Ok(Self {
             inputs,
             outputs,
+            output: 0,
+            component,
             cuda: cuda.clone(),
             inner: Mutex::new(Inner {
                 scratch: None,
@@ -123,10 +165,10 @@ impl Executable {
                 _runtime,
             }),
             name,
-        }))
+        })
     }
 
-    /// Its inputs, in the engine's order.
+    /// Its inputs, in the order in which they are bound.
     pub fn inputs(&self) -> &[Tensor] {
         &self.inputs
     }
@@ -248,6 +290,45 @@ impl Executable {
     }
 }
 
+impl Program for Executable {
+    fn component(&self) -> Component {
+        self.component
+    }
+
+    fn elements(&self) -> Result<Vec<Element>> {
+        Ok(self.inputs.iter().map(|tensor| tensor.element).collect())
+    }
+
+    fn bind(
+        self: Arc<Self>,
+        _: &Cuda,
+        inputs: &[Vec<usize>],
+        output: &[usize],
+    ) -> Result<Arc<dyn cuda::Bound>> {
+        let bound = Executable::bind(&self, inputs)?;
+        match bound.outputs().get(self.output) {
+            Some(found) if found.shape() == output => Ok(bound),
+            found => Err(Program::error(
+                &*self,
+                format!(
+                    "gives a tensor of shape {:?}, expected {output:?}",
+                    found.map(CudaTensor::shape)
+                ),
+            )),
+        }
+    }
+}
+
+impl cuda::Bound for Bound {
+    fn inputs(&self) -> &[CudaTensor] {
+        &self.inputs
+    }
+
+    fn output(&self) -> &CudaTensor {
+        &self.outputs[self.executable.output]
+    }
+}
+
 impl Drop for Executable {
     fn drop(&mut self) {
         self.keep_kernels();
@@ -298,6 +379,13 @@ impl Work for Bound {
     }
 }
 
+/// The tensors `found` in the order of `names`; `None` unless these are their names.
+fn ordered(found: &[Tensor], names: &[String]) -> Option<Vec<Tensor>> {
+    let named = |name: &String| found.iter().find(|tensor| tensor.name == *name).cloned();
+    let ordered: Option<Vec<_>> = names.iter().map(named).collect();
+    ordered.filter(|_| names.len() == found.len())
+}
+
 /// Makes the device's context the thread's, in which TensorRT allocates.
 fn enter(cuda: &Cuda) -> Result<()> {
     // SAFETY: the context lives as long as `cuda`.
@@ -324,6 +412,11 @@ fn tensors(
                 ));
             }
         };
+        if engine.is_shape_inference_io(&name).map_err(said)? {
+            return Err(format!(
+                "its tensor {name:?} holds sizes of others, which would be read in main memory"
+            ));
+        }
         let shape = engine.tensor_shape(&name).map_err(said)?;
         let dims = shape
             .iter()
@@ -400,4 +493,37 @@ impl Kernels {
     }
 
     fn keep(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str) -> Tensor {
+        Tensor {
+            name: name.into(),
+            element: Element::F16,
+            dims: vec![None, Some(4)],
+        }
+    }
+
+    #[test]
+    fn inputs_are_put_in_the_order_in_which_they_are_given() {
+        let found = [tensor("a"), tensor("b"), tensor("c")];
+        let names = |names: &[&str]| -> Vec<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        };
+        let order = ordered(&found, &names(&["c", "a", "b"])).unwrap();
+        assert_eq!(order, [tensor("c"), tensor("a"), tensor("b")]);
+        for other in [&["c", "a"][..], &["c", "a", "d"], &["a", "b", "c", "d"]] {
+            assert_eq!(ordered(&found, &names(other)), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn shapes_must_agree_where_they_are_fixed() {
+        assert!(tensor("x").takes(&[7, 4]));
+        assert!(!tensor("x").takes(&[7, 5]));
+        assert!(!tensor("x").takes(&[7, 4, 1]));
+    }
 }

@@ -6,8 +6,14 @@ pub mod execution;
 mod gate;
 mod library;
 mod log;
+#[cfg(feature = "cuda")]
+mod model;
 mod recipe;
+mod supply;
 
 pub use library::{FLAVOUR, Library, VARIABLE, Version, library, parser};
 pub use log::{Severity, set_sink};
-pub use recipe::{Part, Profile, Recipe, Span};
+#[cfg(feature = "cuda")]
+pub use model::open;
+pub use recipe::{Cost, Part, Profile, Recipe, Span};
+pub use supply::{Building, Gpu, Supply, Wanted};

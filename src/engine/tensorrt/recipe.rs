@@ -1,12 +1,14 @@
 //! What engines of a model are built from, and the shapes they are built for.
 
+use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::builder::{self, ComputeCapability, Engine, Input, Job, Progress, Source};
 use super::library::{self, FLAVOUR};
-use crate::engine::cache::{Cache, Hashes, Key};
+use crate::engine::cache::{Cache, Hashes, Key, same_file};
 use crate::engine::onnxruntime::LivePart;
 use crate::error::{Error, Result};
 use crate::model::{Component, ComponentFile, Graph, ModelFolder, Port, Role, SIZE_IDS};
@@ -104,6 +106,43 @@ impl Profile {
     }
 }
 
+/// What a build takes, roughly.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// Time in seconds.
+    pub seconds: f64,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Bytes of the engine.
+    pub disk: u64,
+}
+
+impl Cost {
+    /// From the bytes of a component's files, as measured on two cores at 2.5 GHz (docs/tensorrt.md). A U-Net has many
+    /// kinds of layers, each with its code in the engine.
+    fn of(component: Component, weights: u64) -> Self {
+        let gigabytes = weights as f64 / 1e9;
+        let (seconds, code) = match component {
+            Component::Unet => (4.0, 24 << 20),
+            _ => (0.5, 6 << 20),
+        };
+        Self {
+            seconds: seconds + 14.0 * gigabytes,
+            memory: (400 << 20) + weights * 33 / 10,
+            disk: code + weights * 21 / 20,
+        }
+    }
+
+    /// Of several, built in turn.
+    pub fn sum(costs: impl Iterator<Item = Self>) -> Self {
+        costs.fold(Self::default(), |a, b| Self {
+            seconds: a.seconds + b.seconds,
+            memory: a.memory.max(b.memory),
+            disk: a.disk + b.disk,
+        })
+    }
+}
+
 /// How much of a component's graph an engine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
@@ -118,6 +157,9 @@ pub struct Recipe<'a> {
     file: &'a ComponentFile,
     live: Option<LivePart>,
     inputs: Vec<Input>,
+    serves: BTreeMap<String, (usize, usize)>,
+    /// The component's files as they were before they were read.
+    files: Vec<(PathBuf, Option<Metadata>)>,
     /// Why the U-Net is run whole, if it is.
     pub why_whole: Option<String>,
 }
@@ -166,14 +208,25 @@ impl<'a> Recipe<'a> {
             file,
             live: None,
             inputs: vec![sample(file, port, profile.frames, channels, profile, scale)],
+            serves: serves(profile, &[("frames", profile.frames, file.batch())]),
+            files: files(file),
             why_whole: None,
         })
     }
 
     fn unet(folder: &'a ModelFolder, profile: &Profile) -> Result<Self> {
         let file = folder.unet();
+        // Before any of them is read: what was read has to be what is hashed.
+        let files = files(file);
         let port = (file.input(Role::Sample))
             .ok_or_else(|| Error::invalid(&file.path, "has no input for latents"))?;
+        let serves = serves(
+            profile,
+            &[
+                ("rows", profile.rows, file.batch()),
+                ("chunks", profile.chunks, folder.chunks()),
+            ],
+        );
         let (channels, scale) = (folder.latent_channels(), folder.latent_scale());
         let sample = sample(file, port, profile.rows, channels, profile, scale);
         let points: Vec<_> = (0..3)
@@ -211,6 +264,8 @@ impl<'a> Recipe<'a> {
                 Ok(Self {
                     file,
                     inputs,
+                    serves,
+                    files,
                     live: Some(live),
                     why_whole: None,
                 })
@@ -223,6 +278,8 @@ impl<'a> Recipe<'a> {
                 Ok(Self {
                     file,
                     inputs: inputs.collect::<Result<_>>()?,
+                    serves,
+                    files,
                     live: None,
                     why_whole: Some(why),
                 })
@@ -253,13 +310,20 @@ impl<'a> Recipe<'a> {
         &self.file.output.name
     }
 
+    /// The calls it is for: what its shapes follow from, as far as the graph leaves it open.
+    pub fn serves(&self) -> &BTreeMap<String, (usize, usize)> {
+        &self.serves
+    }
+
     /// Bytes of the component's files.
     pub fn weights(&self) -> u64 {
-        let Graph { external_files, .. } = &self.file.graph;
-        let files = [&self.file.path].into_iter().chain(external_files);
-        files
-            .map(|path| std::fs::metadata(path).map_or(0, |meta| meta.len()))
-            .sum()
+        let sizes = self.files.iter().flat_map(|(_, meta)| meta);
+        sizes.map(Metadata::len).sum()
+    }
+
+    /// What building it takes, roughly.
+    pub fn cost(&self) -> Cost {
+        Cost::of(self.file.component, self.weights())
     }
 
     /// What the engine depends on. Reads the component's files unless `hashes` knows them; `tell` is given the bytes that
@@ -274,14 +338,44 @@ impl<'a> Recipe<'a> {
             Part::Live => "live",
             Part::Whole => "whole",
         };
+        let source = hashes.component(self.file, tell)?;
+        for (path, before) in &self.files {
+            let now = std::fs::metadata(path).ok();
+            let same = before.as_ref().zip(now.as_ref());
+            if !same.is_some_and(|(before, now)| same_file(before, now)) {
+                return Err(changed(path));
+            }
+        }
         Ok(Key {
-            source: hashes.component(self.file, tell)?,
+            source,
             inputs: self.inputs.iter().map(Input::to_string).collect(),
             output: self.output().to_owned(),
             builder: format!("{FLAVOUR} {}", library::library()?.version),
             compute_capability: builder::capabilities_name(capabilities),
             ..Key::new(self.file.component.folder(), part)
         })
+    }
+
+    /// Builds the engine for `key`, and makes sure that the component's files are still those of the key afterwards: an
+    /// engine must never be stored under the hash of other files.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build); [`Error::Invalid`] if a file has changed since the recipe was made.
+    pub fn build_for(
+        &self,
+        key: &Key,
+        capabilities: &[ComputeCapability],
+        cache: &Cache,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Engine> {
+        let engine = self.build(capabilities, cache, progress)?;
+        // Files that are noted and look the same are not read again: a write changes what tells.
+        let mut hashes = Hashes::open(cache);
+        let source = hashes.component(self.file, &mut |_| ())?;
+        match source == key.source {
+            true => Ok(engine),
+            false => Err(changed(&self.file.path)),
+        }
     }
 
     /// Builds the engine. `cache` lends a folder for files of the build.
@@ -330,6 +424,36 @@ impl<'a> Recipe<'a> {
         }
         run(Source::File(&path))
     }
+}
+
+/// What stands for a profile in a record: width, height and `more`, of which those are left out that the graph fixes.
+fn serves(
+    profile: &Profile,
+    more: &[(&str, Span, Option<usize>)],
+) -> BTreeMap<String, (usize, usize)> {
+    let all = [
+        ("width", profile.width, None),
+        ("height", profile.height, None),
+    ];
+    let open = all.iter().chain(more).filter(|(.., fixed)| fixed.is_none());
+    open.map(|(name, span, _)| ((*name).to_owned(), (span.min, span.max)))
+        .collect()
+}
+
+/// A component's files, as they are now.
+fn files(file: &ComponentFile) -> Vec<(PathBuf, Option<Metadata>)> {
+    let Graph { external_files, .. } = &file.graph;
+    let paths = [&file.path].into_iter().chain(external_files);
+    paths
+        .map(|path| (path.clone(), std::fs::metadata(path).ok()))
+        .collect()
+}
+
+fn changed(path: &Path) -> Error {
+    Error::invalid(
+        path,
+        "changed, or a file that belongs to it did, while an engine was built from it; nothing was stored. Build it again",
+    )
 }
 
 impl Input {

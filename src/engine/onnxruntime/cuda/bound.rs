@@ -1,7 +1,7 @@
 //! A session at fixed addresses: the buffers that it reads and writes, for one shape.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys as cuda_sys;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -11,52 +11,19 @@ use parking_lot::Mutex;
 use super::binding::{Binding, Slot};
 use super::options::Graphs;
 use crate::device::cuda::{Cuda, CudaTensor, Element, Work};
+use crate::engine::cuda::{self, Program};
 use crate::engine::onnxruntime::provider::Provider;
 use crate::engine::onnxruntime::session::{Session, takes};
 use crate::error::{Error, Result};
-use crate::model::{Dtype, Port};
+use crate::model::{Component, Dtype, Port};
 
-/// How many sets of buffers a session keeps for a thread, of the shapes used last.
-const KEPT: usize = 16;
 /// Runs before one may be captured: in the first, cuDNN chooses algorithms and arenas grow; the second finds them so.
 const WARM_UP: u64 = 2;
 /// Of runs that are not captured, one in so many waits for the GPU: then ONNX Runtime frees what it copied from.
 const WAITS: u64 = 32;
 
-/// A session's sets of buffers, each for one shape and thread, with what its user keeps of it.
-pub struct Bounds<S> {
-    cuda: Cuda,
-    session: Arc<Session>,
-    /// The one used last at the back.
-    entries: Mutex<Vec<Entry<S>>>,
-    /// The most runs that followed each other in one frame.
-    runs: AtomicUsize,
-}
-
-struct Entry<S> {
-    /// The thread that uses it. Threads note down frames independently of each other, so what one has written to a set last
-    /// could be overwritten by another one before its frame is run.
-    thread: Weak<()>,
-    key: Key,
-    bound: Arc<Bound>,
-    /// What its user noted down while the device had as many failures as `failures`.
-    state: S,
-    failures: u64,
-}
-
-#[derive(PartialEq, Eq)]
-struct Key {
-    number: usize,
-    inputs: Vec<Vec<usize>>,
-}
-
-thread_local! {
-    /// Lives as long as its thread.
-    static ALIVE: Arc<()> = Arc::new(());
-}
-
-/// One set.
-pub struct Bound {
+/// A session, bound.
+struct Bound {
     // Before the session that it belongs to, which must outlive it.
     binding: Mutex<Binding>,
     session: Arc<Session>,
@@ -66,67 +33,6 @@ pub struct Bound {
     /// For runs that wait for the GPU, and for those that do not.
     options: [RunOptions; 2],
     runs: AtomicU64,
-}
-
-impl<S: Default> Bounds<S> {
-    /// None yet, of `session`.
-    pub fn new(cuda: &Cuda, session: &Arc<Session>) -> Self {
-        Self {
-            cuda: cuda.clone(),
-            session: session.clone(),
-            entries: Mutex::default(),
-            runs: AtomicUsize::new(1),
-        }
-    }
-
-    /// The session.
-    pub fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// Calls `work` with the set for inputs of the shapes `inputs`, and with what is kept of it. Its first output has the
-    /// shape `output`. Sets with different `number`s are different ones, for runs that follow each other in one frame.
-    pub fn with<R>(
-        &self,
-        number: usize,
-        inputs: Vec<Vec<usize>>,
-        output: &[usize],
-        work: impl FnOnce(&Arc<Bound>, &mut S) -> Result<R>,
-    ) -> Result<R> {
-        let thread = ALIVE.with(Arc::downgrade);
-        let mut entries = self.entries.lock();
-        entries.retain(|entry| entry.thread.strong_count() > 0);
-        let key = Key { number, inputs };
-        let mine = |entry: &Entry<S>| entry.thread.ptr_eq(&thread);
-        let known = (entries.iter()).position(|entry| mine(entry) && entry.key == key);
-        let mut entry = match known {
-            Some(index) => entries.remove(index),
-            None => Entry {
-                bound: Arc::new(Bound::new(&self.cuda, &self.session, &key.inputs, output)?),
-                state: S::default(),
-                failures: 0,
-                thread: thread.clone(),
-                key,
-            },
-        };
-        let failures = self.cuda.failures();
-        if std::mem::replace(&mut entry.failures, failures) != failures {
-            entry.state = S::default();
-        }
-        let result = work(&entry.bound, &mut entry.state);
-        // Those of a whole frame, at least: else each would make room for the next, and none would be there again.
-        let runs = self
-            .runs
-            .fetch_max(number + 1, Ordering::Relaxed)
-            .max(number + 1);
-        if entries.iter().filter(|entry| mine(entry)).count() >= KEPT.max(2 * runs)
-            && let Some(oldest) = entries.iter().position(mine)
-        {
-            entries.remove(oldest);
-        }
-        entries.push(entry);
-        result
-    }
 }
 
 impl Bound {
@@ -174,16 +80,6 @@ impl Bound {
         })
     }
 
-    /// Its inputs, in the session's order. Written by copies that are recorded before a run.
-    pub fn inputs(&self) -> &[CudaTensor] {
-        &self.inputs
-    }
-
-    /// What a run writes. The next one writes there too.
-    pub fn output(&self) -> &CudaTensor {
-        &self.output
-    }
-
     fn try_run(&self, captured: bool) -> ort::Result<()> {
         let mut session = self.session.lock();
         let binding = self.binding.lock();
@@ -198,6 +94,36 @@ impl Bound {
         }
         let waits = !captured && runs % WAITS == WAITS - 1;
         binding.run(&mut session, &self.options[usize::from(!waits)])
+    }
+}
+
+impl Program for Session {
+    fn component(&self) -> Component {
+        Session::component(self)
+    }
+
+    fn elements(&self) -> Result<Vec<Element>> {
+        let ports = self.inputs().iter();
+        ports.map(|port| element(self, port)).collect()
+    }
+
+    fn bind(
+        self: Arc<Self>,
+        cuda: &Cuda,
+        inputs: &[Vec<usize>],
+        output: &[usize],
+    ) -> Result<Arc<dyn cuda::Bound>> {
+        Ok(Arc::new(Bound::new(cuda, &self, inputs, output)?))
+    }
+}
+
+impl cuda::Bound for Bound {
+    fn inputs(&self) -> &[CudaTensor] {
+        &self.inputs
+    }
+
+    fn output(&self) -> &CudaTensor {
+        &self.output
     }
 }
 
@@ -256,7 +182,7 @@ fn exchange(mut mode: cuda_sys::CUstreamCaptureMode) -> cuda_sys::CUstreamCaptur
 }
 
 /// The type of a port's elements on a GPU.
-pub fn element(session: &Session, port: &Port) -> Result<Element> {
+fn element(session: &Session, port: &Port) -> Result<Element> {
     Ok(match port.dtype {
         Dtype::F16 => Element::F16,
         Dtype::F32 => Element::F32,

@@ -4,9 +4,10 @@ mod binding;
 mod bound;
 mod model;
 mod options;
-mod transform;
-mod unet;
+#[cfg(feature = "tensorrt")]
+mod rarely;
 
-pub use model::CudaOnnxModel;
+pub use model::{available, open, open_telling, open_whole};
 pub(super) use options::CudaProvider;
-pub use unet::Kept;
+#[cfg(feature = "tensorrt")]
+pub(in crate::engine) use rarely::Rarely;

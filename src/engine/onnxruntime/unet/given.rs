@@ -27,7 +27,8 @@ impl Given {
         }
     }
 
-    fn error(&self, what: &str) -> Error {
+    /// An error of the U-Net.
+    pub fn error(&self, what: &str) -> Error {
         Error::engine(self.file.component.folder(), what)
     }
 

@@ -15,7 +15,7 @@ pub const TRIED: [u32; 2] = [801, 40];
 const TOLERANCE: f32 = 1e-2;
 
 /// The sessions of a U-Net.
-pub struct Parts {
+pub(super) struct Parts {
     /// How much is computed ahead, or why nothing is, for people.
     pub precomputed: String,
     /// What is run once per timestep, text and size, where there is such a part.
@@ -27,7 +27,7 @@ pub struct Parts {
 }
 
 /// A U-Net cut in two, of which the slow part is ready to run.
-pub struct Cut {
+pub(super) struct Cut {
     /// What gives the live part's graph.
     pub split: Split,
     /// What is run once per timestep, text and size.
@@ -124,9 +124,8 @@ impl Parts {
         let live = (cut.split.fast(&cut.types))
             .and_then(|bytes| Session::from_memory(file, &bytes, &inputs, &outputs, on))
             .map_err(|e| e.to_string())?;
-        let [all, ahead, _] = cut.split.node_counts();
         Ok(Self {
-            precomputed: format!("{ahead} of {all} nodes, {} tensors kept", cut.feeds.len()),
+            precomputed: cut.told(),
             feeds: cut.feeds,
             slow: Some(cut.slow),
             live: Arc::new(live),
@@ -198,9 +197,17 @@ impl Cut {
     }
 }
 
+impl Cut {
+    /// How much is computed ahead, for people.
+    pub fn told(&self) -> String {
+        let [all, ahead, _] = self.split.node_counts();
+        format!("{ahead} of {all} nodes, {} tensors kept", self.feeds.len())
+    }
+}
+
 impl Feed {
     /// That of an input that the whole U-Net has too.
-    fn given(role: Role, port: &Port) -> Self {
+    pub fn given(role: Role, port: &Port) -> Self {
         let one_for_all = port.rank() == 0 || port.fixed(0) == Some(1);
         Self {
             source: Source::Given(role),

@@ -27,7 +27,7 @@ impl Value for HostTensor {
 /// What the live part of the U-Net takes beside the latent, for one row: keys, values and time embeddings, or timestep
 /// and text themselves if nothing is computed ahead. In the order of its inputs.
 #[derive(Debug)]
-pub struct Context<V = HostTensor>(pub(in crate::engine::onnxruntime) Vec<Arc<V>>);
+pub struct Context<V = HostTensor>(pub(in crate::engine) Vec<Arc<V>>);
 
 impl<V> Clone for Context<V> {
     fn clone(&self) -> Self {

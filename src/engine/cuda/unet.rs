@@ -2,20 +2,15 @@
 
 use std::sync::Arc;
 
-use super::CudaOnnxModel;
-use super::bound::{Bounds, element};
+use super::bounds::Bounds;
+use super::{CudaModel, Program, RowRange};
 use crate::device::cuda::{Cuda, CudaTensor, Element};
 use crate::device::{Device, HostTensor};
-use crate::engine::onnxruntime::provider::Providers;
-use crate::engine::onnxruntime::session::Session;
-use crate::engine::onnxruntime::unet::Unet;
-use crate::engine::onnxruntime::unet::parts::{Feed, Rows};
-use crate::engine::onnxruntime::unet::plan::{
-    Context, Value, filled, runs, stacked_shape, together,
-};
+use crate::engine::onnxruntime::parts::{Feed, Rows};
+use crate::engine::onnxruntime::plan::{Value, filled, runs, stacked_shape, together};
+use crate::engine::onnxruntime::{Ahead, Context};
 use crate::engine::{Denoise, Text};
 use crate::error::Result;
-use crate::model::ModelFolder;
 
 /// A tensor of a context, in the type that the live part of the U-Net takes.
 #[derive(Debug)]
@@ -41,29 +36,35 @@ type Filled = Vec<Vec<Arc<Kept>>>;
 /// A U-Net, ready to run.
 pub struct CudaUnet {
     cuda: Cuda,
-    unet: Unet,
+    ahead: Ahead,
     bounds: Bounds<Filled>,
+    /// Where in the program's inputs the latent goes.
+    sample: usize,
+    rows: RowRange,
 }
 
 impl CudaUnet {
-    /// Loads the U-Net of `folder`, in two parts if it can be and `split` asks for it.
-    pub fn open(folder: &ModelFolder, split: bool, cuda: &Cuda, on: &Providers) -> Result<Self> {
-        let unet = Unet::open(folder, split, on)?;
-        Ok(Self {
+    /// Run by `program`, which takes `rows` at once and the latent as its input number `sample`; its other inputs are
+    /// fed as `ahead` says, in its order.
+    pub fn new(
+        program: &Arc<dyn Program>,
+        ahead: Ahead,
+        sample: usize,
+        cuda: &Cuda,
+        rows: RowRange,
+    ) -> Self {
+        Self {
             cuda: cuda.clone(),
-            bounds: Bounds::new(cuda, &unet.parts.live),
-            unet,
-        })
+            bounds: Bounds::new(cuda, program),
+            ahead,
+            sample,
+            rows,
+        }
     }
 
     /// How much is computed ahead, or why nothing is, for people.
     pub fn precomputed(&self) -> &str {
-        self.unet.precomputed()
-    }
-
-    /// The session that runs for every frame.
-    pub fn session(&self) -> &Session {
-        self.bounds.session()
+        &self.ahead.precomputed
     }
 
     /// See [`Model::precompute`](crate::engine::Model::precompute).
@@ -74,17 +75,13 @@ impl CudaUnet {
         size: (usize, usize),
         like: Option<&Context<Kept>>,
     ) -> Result<Vec<Context<Kept>>> {
-        let (session, sample) = (self.bounds.session(), self.unet.sample);
-        let ports: Vec<_> = (session.inputs().iter().enumerate())
-            .filter(|(i, _)| *i != sample)
-            .map(|(_, port)| port)
-            .collect();
-        let feeds = &self.unet.parts.feeds;
-        (self.unet).precompute(timesteps, text, size, like, |i, values| {
-            let element = element(session, ports[i])?;
+        let mut elements = self.bounds.program().elements()?;
+        elements.remove(self.sample);
+        let feeds = &self.ahead.feeds;
+        (self.ahead).precompute(timesteps, text, size, like, |i, values| {
             let tensor = self
                 .cuda
-                .upload_as(values.shape(), values.data(), element)?;
+                .upload_as(values.shape(), values.data(), elements[i])?;
             let common = feeds[i].rows == Rows::Common;
             Ok(Kept {
                 tensor,
@@ -94,9 +91,9 @@ impl CudaUnet {
     }
 
     /// See [`Model::denoise`](crate::engine::Model::denoise).
-    pub fn denoise(&self, rows: &[Denoise<'_, CudaOnnxModel>]) -> Result<Vec<CudaTensor>> {
+    pub fn denoise(&self, rows: &[Denoise<'_, CudaModel>]) -> Result<Vec<CudaTensor>> {
         let shapes = rows.iter().map(|r| (r.sample.shape(), r.context.0.len()));
-        self.unet.check_rows(&shapes.collect::<Vec<_>>())?;
+        self.ahead.check_rows(&shapes.collect::<Vec<_>>())?;
         let Some(first) = rows.first() else {
             return Ok(Vec::new());
         };
@@ -109,9 +106,10 @@ impl CudaUnet {
             frames.extend(unstacked);
         }
         let mut outputs: Vec<Option<CudaTensor>> = vec![None; frames.len()];
-        let runs = runs(&contexts, &self.unet.parts.feeds, self.unet.batch);
+        let runs = runs(&contexts, &self.ahead.feeds, Some(self.rows.most));
         for (number, run) in runs.iter().enumerate() {
-            let chosen: Vec<usize> = filled(run, self.unet.batch).collect();
+            let batch = self.rows.filled(run.len());
+            let chosen: Vec<usize> = filled(run, Some(batch)).collect();
             let frames: Vec<_> = chosen.iter().map(|i| &frames[*i]).collect();
             let contexts: Vec<_> = chosen.iter().map(|i| contexts[*i]).collect();
             let output = self.run(number, &frames, &contexts, sample)?;
@@ -146,19 +144,19 @@ impl CudaUnet {
     ) -> Result<CudaTensor> {
         let feed = |(i, feed): (usize, &Feed)| {
             let parts: Vec<_> = contexts.iter().map(|context| &context.0[i]).collect();
-            let parts = together(&feed.rows, &parts).ok_or_else(|| self.unet.mismatch())?;
+            let parts = together(&feed.rows, &parts).ok_or_else(|| self.ahead.mismatch())?;
             Ok(parts.into_iter().cloned().collect())
         };
-        let feeds = self.unet.parts.feeds.iter().enumerate();
+        let feeds = self.ahead.feeds.iter().enumerate();
         let parts: Filled = feeds.map(feed).collect::<Result<_>>()?;
         let shape = [&[frames.len()], sample].concat();
         let mut shapes: Vec<_> = (parts.iter())
             .map(|parts| stacked_shape(&parts.iter().collect::<Vec<_>>()))
             .collect();
-        shapes.insert(self.unet.sample, shape.clone());
+        shapes.insert(self.sample, shape.clone());
         self.bounds.with(number, shapes, &shape, |bound, filled| {
             let mut inputs: Vec<_> = bound.inputs().iter().collect();
-            let latents = inputs.remove(self.unet.sample);
+            let latents = inputs.remove(self.sample);
             // Contexts stay as long as prompts and steps do: what is in place already is not copied again.
             filled.resize(parts.len(), Vec::new());
             for ((parts, filled), to) in parts.into_iter().zip(filled).zip(inputs) {

@@ -2,41 +2,32 @@
 
 use std::sync::Arc;
 
-use super::bound::Bounds;
+use super::bounds::Bounds;
+use super::{Program, RowRange};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, CudaTensor};
-use crate::engine::onnxruntime::provider::Provider;
-use crate::engine::onnxruntime::session::Session;
 use crate::error::{Error, Result};
-use crate::model::ComponentFile;
 
 /// The image encoder or the image decoder.
 pub struct Transform {
     cuda: Cuda,
     bounds: Bounds<()>,
-    /// The number of rows it takes, where it fixes it.
-    batch: Option<usize>,
+    rows: RowRange,
 }
 
 impl Transform {
-    /// Loads it.
-    pub fn open(file: &ComponentFile, cuda: &Cuda, provider: &Provider) -> Result<Self> {
-        let session = Arc::new(Session::open(file, provider)?);
-        Ok(Self {
+    /// Run by `program`, which takes `rows` at once.
+    pub fn new(program: &Arc<dyn Program>, cuda: &Cuda, rows: RowRange) -> Self {
+        Self {
             cuda: cuda.clone(),
-            bounds: Bounds::new(cuda, &session),
-            batch: file.batch(),
-        })
+            bounds: Bounds::new(cuda, program),
+            rows,
+        }
     }
 
     /// An error of this component.
     pub fn error(&self, what: impl Into<String>) -> Error {
-        self.bounds.session().error(what)
-    }
-
-    /// The session.
-    pub fn session(&self) -> &Session {
-        self.bounds.session()
+        self.bounds.program().error(what.into())
     }
 
     /// Records runs over all rows of `input`, each value `x` of which goes in as `scale·x + shift`. What they give is in the
@@ -52,18 +43,24 @@ impl Transform {
         if shape.first().is_none_or(|rows| *rows == 0) {
             return Err(self.error("was given no frames"));
         }
-        let (rows, batch) = (shape[0], self.batch.unwrap_or(shape[0]));
-        let parts = match rows == batch {
-            true => vec![input.clone()],
-            false => self.cuda.unstack(input.clone()),
+        let rows = shape[0];
+        // All of them in one run, as they are.
+        let at_once = (self.rows.least..=self.rows.most).contains(&rows);
+        let (parts, most) = match at_once {
+            true => (vec![input.clone()], 1),
+            false => (self.cuda.unstack(input.clone()), self.rows.most.max(1)),
         };
         let mut outputs = Vec::new();
-        for (number, given) in parts.chunks(batch.max(1)).enumerate() {
+        for (number, given) in parts.chunks(most).enumerate() {
+            let batch = match at_once {
+                true => rows,
+                false => self.rows.filled(given.len()),
+            };
             let shapes = vec![[&[batch], &shape[1..]].concat()];
             let output = [batch, row[0], row[1], row[2]];
             let output = self.bounds.with(number, shapes, &output, |bound, ()| {
                 let mut from: Vec<&CudaTensor> = given.iter().collect();
-                if rows != batch {
+                if !at_once {
                     // Filled up with the last row.
                     from.resize(batch, &given[given.len() - 1]);
                 }
@@ -71,7 +68,7 @@ impl Transform {
                 self.cuda.run(bound.clone())?;
                 Ok(bound.output().clone())
             })?;
-            match rows == batch {
+            match at_once {
                 true => outputs.push(output),
                 false => outputs.extend(self.cuda.unstack(output).into_iter().take(given.len())),
             }
