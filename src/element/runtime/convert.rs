@@ -9,14 +9,14 @@ type Error = gst::glib::BoolError;
 
 /// Conversion of input frames to pictures.
 pub struct Importer {
-    converter: gst_video::VideoConverter,
+    conversion: Conversion,
     frame: VideoInfo,
     rgb: Rgb,
 }
 
 /// Conversion of pictures to output frames.
 pub struct Exporter {
-    converter: gst_video::VideoConverter,
+    conversion: Conversion,
     frame: VideoInfo,
     rgb: Rgb,
 }
@@ -83,12 +83,65 @@ impl Rgb {
     }
 }
 
+/// A conversion by libgstvideo: of size, format and colours at once, or by way of a frame between.
+struct Conversion {
+    first: gst_video::VideoConverter,
+    second: Option<(Rgb, gst_video::VideoConverter)>,
+}
+
+impl Conversion {
+    /// From frames of `from` to frames of `to`, one of which is 8-bit RGB.
+    ///
+    /// libgstvideo 1.22 leaves memory that nobody has written in pictures of more than 8 bits that it makes larger along
+    /// one side and smaller along the other. So it is 8-bit RGB that is scaled: at the size of `from` if that one has more
+    /// bits, else at that of `to`.
+    fn new(from: &VideoInfo, to: &VideoInfo) -> Result<Self, Error> {
+        let deep = |info: &VideoInfo| info.format_info().depth().iter().any(|bits| *bits > 8);
+        let size = |info: &VideoInfo| (info.width() as usize, info.height() as usize);
+        let between = match (size(from) != size(to), deep(from), deep(to)) {
+            (true, true, _) => Rgb::new(size(from), from)?,
+            (true, false, true) => Rgb::new(size(to), to)?,
+            _ => {
+                return Ok(Self {
+                    first: gst_video::VideoConverter::new(from, to, None)?,
+                    second: None,
+                });
+            }
+        };
+        Ok(Self {
+            first: gst_video::VideoConverter::new(from, &between.info, None)?,
+            second: {
+                let second = gst_video::VideoConverter::new(&between.info, to, None)?;
+                Some((between, second))
+            },
+        })
+    }
+
+    fn run(
+        &mut self,
+        from: &VideoFrameRef<&gst::BufferRef>,
+        to: &mut VideoFrameRef<&mut gst::BufferRef>,
+    ) -> Result<(), Error> {
+        let Some((between, second)) = &mut self.second else {
+            self.first.frame_ref(from, to);
+            return Ok(());
+        };
+        let (info, buffer) = (&between.info, &mut between.buffer);
+        let mut rgb = VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), info)?;
+        self.first.frame_ref(from, &mut rgb);
+        drop(rgb);
+        let rgb = VideoFrameRef::from_buffer_ref_readable(buffer, info)?;
+        second.frame_ref(&rgb, to);
+        Ok(())
+    }
+}
+
 impl Importer {
     /// From frames of `frame` to pictures of `size` (width, height).
     pub fn new(frame: &VideoInfo, size: (usize, usize)) -> Result<Self, Error> {
         let rgb = Rgb::new(size, frame)?;
         Ok(Self {
-            converter: gst_video::VideoConverter::new(frame, &rgb.info, None)?,
+            conversion: Conversion::new(frame, &rgb.info)?,
             frame: frame.clone(),
             rgb,
         })
@@ -101,7 +154,7 @@ impl Importer {
         let stride = self.rgb.stride();
         let mut picture =
             VideoFrameRef::from_buffer_ref_writable(self.rgb.buffer.make_mut(), &self.rgb.info)?;
-        self.converter.frame_ref(&frame, &mut picture);
+        self.conversion.run(&frame, &mut picture)?;
         let rgb = picture.plane_data(0)?;
         Ok(pixels::to_tensor(
             rgb,
@@ -117,7 +170,7 @@ impl Exporter {
     pub fn new(size: (usize, usize), frame: &VideoInfo) -> Result<Self, Error> {
         let rgb = Rgb::new(size, frame)?;
         Ok(Self {
-            converter: gst_video::VideoConverter::new(&rgb.info, frame, None)?,
+            conversion: Conversion::new(&rgb.info, frame)?,
             frame: frame.clone(),
             rgb,
         })
@@ -143,7 +196,6 @@ impl Exporter {
         }
         let rgb = VideoFrameRef::from_buffer_ref_readable(&self.rgb.buffer, &self.rgb.info)?;
         let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, &self.frame)?;
-        self.converter.frame_ref(&rgb, &mut frame);
-        Ok(())
+        self.conversion.run(&rgb, &mut frame)
     }
 }
