@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gst_video::{VideoBufferPool, VideoFrameFlags, VideoMeta};
+use gst_video::{VideoBufferPool, VideoMeta};
 
 /// Lists of 1, 2, 3 and 4 steps.
 const LISTS: [&str; 4] = ["35", "32,45", "22,32,45", "0,16,32,45"];
@@ -159,48 +159,15 @@ fn the_size_changes_where_downstream_wants_another() {
     assert!(frames.iter().all(|f| f.size() == layout.size()));
 }
 
-/// The frame with gaps between rows and between planes, as hardware lays them out.
-fn spread(tight: &gst::Buffer, caps: &gst::Caps) -> gst::Buffer {
-    const GAP: usize = 48;
-    let info = info(caps);
-    let map = tight.map_readable().unwrap();
-    let mut data = vec![0xa5; GAP];
-    let (mut offsets, mut strides) = (Vec::new(), Vec::new());
-    let planes = info.n_planes() as usize;
-    for plane in 0..planes {
-        let end = info.offset().get(plane + 1).filter(|_| plane + 1 < planes);
-        let rows = &map[info.offset()[plane]..end.copied().unwrap_or(info.size())];
-        let stride = info.stride()[plane] as usize;
-        offsets.push(data.len());
-        strides.push((stride + GAP) as i32);
-        for row in rows.chunks(stride) {
-            data.extend(row);
-            data.extend([0x5a; GAP]);
-        }
-        data.extend([0xa5; GAP]);
-    }
-    let mut buffer = gst::Buffer::from_mut_slice(data);
-    let writable = buffer.make_mut();
-    writable.set_pts(tight.pts());
-    VideoMeta::add_full(
-        writable,
-        VideoFrameFlags::empty(),
-        info.format(),
-        info.width(),
-        info.height(),
-        &offsets,
-        &strides,
-    )
-    .unwrap();
-    buffer
-}
-
 #[test]
 fn strides_and_offsets_are_honoured_on_input() {
     for (format, width, height) in [("RGB", 64, 64), ("I420", 65, 47), ("NV12", 64, 48)] {
         let caps = caps(format, width, height);
         let tight: Vec<_> = (0..3).map(|k| noise(&caps, k)).collect();
-        let wide = tight.iter().map(|buffer| spread(buffer, &caps)).collect();
+        let wide = tight
+            .iter()
+            .map(|buffer| spread(buffer, &caps, || 48))
+            .collect();
         let expected = restyle(TWO_STEPS, &caps, tight);
         assert_ne!(expected[0], expected[1]);
         assert_eq!(restyle(TWO_STEPS, &caps, wide), expected, "{caps}");

@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock, Mutex, Once};
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
+use gst_video::{VideoFormat, VideoFrameRef, VideoInfo, VideoMeta};
 use gststreamdiffusion::engine::shared;
 
 /// How long a test waits for what must happen. Only a failing test waits that long.
@@ -151,6 +151,47 @@ pub fn frame(k: u64) -> gst::Buffer {
 pub fn noise(caps: &gst::Caps, k: u64) -> gst::Buffer {
     let size = info(caps).size() as u64;
     buffer((0..size).map(|i| (i / 7 * 3 + k * 31) as u8).collect(), k)
+}
+
+/// The frame with gaps between rows and around planes, as hardware lays them out: `gap` is asked for each plane's, in bytes.
+pub fn spread(
+    tight: &gst::Buffer,
+    caps: &gst::Caps,
+    mut gap: impl FnMut() -> usize,
+) -> gst::Buffer {
+    let info = info(caps);
+    let map = tight.map_readable().unwrap();
+    let mut data = Vec::new();
+    let (mut offsets, mut strides) = (Vec::new(), Vec::new());
+    let planes = info.n_planes() as usize;
+    for plane in 0..planes {
+        let gap = gap();
+        let end = info.offset().get(plane + 1).filter(|_| plane + 1 < planes);
+        let rows = &map[info.offset()[plane]..end.copied().unwrap_or(info.size())];
+        let stride = info.stride()[plane] as usize;
+        data.extend(vec![0xa5; gap]);
+        offsets.push(data.len());
+        strides.push((stride + gap) as i32);
+        for row in rows.chunks(stride) {
+            data.extend(row);
+            data.extend(vec![0x5a; gap]);
+        }
+        data.extend(vec![0xa5; gap]);
+    }
+    let mut buffer = gst::Buffer::from_mut_slice(data);
+    let writable = buffer.make_mut();
+    writable.set_pts(tight.pts());
+    VideoMeta::add_full(
+        writable,
+        gst_video::VideoFrameFlags::empty(),
+        info.format(),
+        info.width(),
+        info.height(),
+        &offsets,
+        &strides,
+    )
+    .unwrap();
+    buffer
 }
 
 /// The rows of all planes of a frame, without what pads them.
