@@ -527,7 +527,7 @@ fn a_reconfiguration_loses_no_frame() {
             move |_, info| match info.query_mut().unwrap().view_mut() {
                 gst::QueryViewMut::Caps(query) => {
                     let caps = match query.filter() {
-                        Some(filter) => wanted.intersect(&filter.to_owned()),
+                        Some(filter) => wanted.intersect(filter),
                         None => wanted.clone(),
                     };
                     query.set_result(&caps);
