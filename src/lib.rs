@@ -20,6 +20,17 @@ pub use element::{
 
 use gst::glib;
 
+/**
+ * SECTION:plugin-streamdiffusion
+ * @title: streamdiffusion
+ * @short_description: live restyling of video with StreamDiffusion
+ *
+ * One element, #streamdiffusion, which turns live video into the style that a prompt names. It runs on the CPU, through
+ * ONNX Runtime, with a small model that comes along, and on NVIDIA GPUs. Both ONNX Runtime and what GPUs need are looked
+ * for when the element starts, so that the plugin loads anywhere.
+ *
+ * Since: 0.1.0
+ */
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     element::register(plugin)
 }

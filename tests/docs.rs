@@ -1,4 +1,4 @@
-//! The README's property table is what the element says of itself.
+//! The README's property table is what the element says of itself, and the element's own documentation is right.
 //!
 //! `UPDATE_DOCS=1 cargo test --test docs` writes it anew.
 
@@ -8,9 +8,16 @@ use gst::prelude::*;
 const BEGIN: &str = "<!-- properties: begin -->\n";
 const END: &str = "<!-- properties: end -->\n";
 
+fn init() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        gst::init().unwrap();
+        gststreamdiffusion::plugin_register_static().unwrap();
+    });
+}
+
 fn table() -> String {
-    gst::init().unwrap();
-    gststreamdiffusion::plugin_register_static().unwrap();
+    init();
     let element = gst::ElementFactory::make("streamdiffusion")
         .build()
         .unwrap();
@@ -102,4 +109,31 @@ fn property_table() {
         table,
         "run UPDATE_DOCS=1 cargo test --test docs"
     );
+}
+
+/// The pipelines in the element's own documentation are such that GStreamer makes of them.
+#[test]
+fn section_pipelines() {
+    init();
+    gst::Preset::set_app_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/presets")).unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/element/mod.rs");
+    let text = std::fs::read_to_string(path).unwrap();
+    let section = text
+        .split("SECTION:element-streamdiffusion")
+        .nth(1)
+        .unwrap();
+    let section = section.split("*/").next().unwrap();
+    let lines: Vec<_> = section
+        .lines()
+        .filter_map(|line| line.split_once("gst-launch-1.0 "))
+        .map(|(_, line)| line)
+        .collect();
+    assert!(lines.len() >= 3, "{section}");
+    for line in lines {
+        let pipeline = gst::parse::launch(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        let bin = pipeline.downcast::<gst::Bin>().unwrap();
+        let elements = bin.children();
+        let ours = |element: &gst::Element| element.type_().name() == "GstStreamDiffusion";
+        assert!(elements.iter().any(ours), "{line}");
+    }
 }

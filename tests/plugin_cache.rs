@@ -216,11 +216,13 @@ fn property(element: &gst::Element, spec: &glib::ParamSpec) -> Value {
         range(value.to_string(), min.to_string(), max.to_string());
     } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecEnum>() {
         let class = spec.enum_class();
+        // SAFETY: the value is of the enumeration that the specification is for.
         let number = unsafe { glib::gobject_ffi::g_value_get_enum(value.to_glib_none().0) };
         let nick = class.value(number).map_or("", |value| value.nick());
         described["default"] = format!("{nick} ({number})").into();
     } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecFlags>() {
         let class = spec.flags_class();
+        // SAFETY: the value is of the flags type that the specification is for.
         let bits = unsafe { glib::gobject_ffi::g_value_get_flags(value.to_glib_none().0) };
         let set = class.values().iter().filter(|v| v.value() & bits != 0);
         let nicks: Vec<_> = set.map(|value| value.nick()).collect();
@@ -234,14 +236,10 @@ fn property(element: &gst::Element, spec: &glib::ParamSpec) -> Value {
     } else if value.type_() == glib::Type::STRING {
         let text: Option<String> = value.get().unwrap();
         described["default"] = text.unwrap_or("NULL".into()).into();
-    } else if value.type_() == gst::Structure::static_type() {
-        if let Some(structure) = value.get::<Option<gst::Structure>>().unwrap() {
-            described["default"] = structure.to_string().into();
-        }
-    } else if value.type_() == gst::Caps::static_type() {
-        if let Some(caps) = value.get::<Option<gst::Caps>>().unwrap() {
-            described["default"] = caps.to_string().into();
-        }
+    } else if let Ok(Some(structure)) = value.get::<Option<gst::Structure>>() {
+        described["default"] = structure.to_string().into();
+    } else if let Ok(Some(caps)) = value.get::<Option<gst::Caps>>() {
+        described["default"] = caps.to_string().into();
     }
     described
 }

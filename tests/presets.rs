@@ -21,8 +21,15 @@ fn element() -> gst::Element {
     make(&[])
 }
 
-/// The file as it is written: each preset with its properties, and its comment.
-fn written() -> Vec<(String, Vec<(String, String)>, String)> {
+/// A preset as it is written.
+struct Preset {
+    name: String,
+    properties: Vec<(String, String)>,
+    comment: String,
+}
+
+/// All of the file.
+fn written() -> Vec<Preset> {
     let file = glib::KeyFile::new();
     file.load_from_file(
         folder().join("GstStreamDiffusion.prs"),
@@ -46,7 +53,11 @@ fn written() -> Vec<(String, Vec<(String, String)>, String)> {
                 }
             }
             let comment = file.string(name, "_meta/comment").unwrap();
-            (name.to_owned(), properties, comment.to_string())
+            Preset {
+                name: name.to_owned(),
+                properties,
+                comment: comment.to_string(),
+            }
         })
         .collect()
 }
@@ -55,7 +66,12 @@ fn written() -> Vec<(String, Vec<(String, String)>, String)> {
 fn every_property_of_a_preset_is_taken() {
     let presets = written();
     assert!(presets.len() >= 6);
-    for (name, properties, comment) in presets {
+    for Preset {
+        name,
+        properties,
+        comment,
+    } in presets
+    {
         let element = element();
         let preset = element.dynamic_cast_ref::<gst::Preset>().unwrap();
         assert!(preset.preset_names().contains(&name.as_str().into()));
@@ -97,7 +113,10 @@ fn every_property_of_a_preset_is_taken() {
 /// Nothing in a preset may depend on the model or the machine.
 #[test]
 fn presets_leave_model_machine_and_words_alone() {
-    for (name, properties, _) in written() {
+    for Preset {
+        name, properties, ..
+    } in written()
+    {
         for (property, _) in properties {
             let own = [
                 "model",
@@ -119,7 +138,7 @@ fn presets_leave_model_machine_and_words_alone() {
 #[test]
 fn frames_go_through_with_every_preset() {
     keep_model();
-    for (name, ..) in written() {
+    for Preset { name, .. } in written() {
         let element = element();
         let preset = element.dynamic_cast_ref::<gst::Preset>().unwrap();
         preset.load_preset(&name).unwrap();
@@ -150,7 +169,7 @@ fn gst_inspect_lists_them() {
     let text = String::from_utf8(output.stdout).unwrap();
     let listed = text.split("Presets:").nth(1);
     let listed = listed.unwrap_or_else(|| panic!("no presets in {text}"));
-    for (name, _, comment) in written() {
+    for Preset { name, comment, .. } in written() {
         let line = format!("\"{name}\": {comment}");
         assert!(listed.contains(&line), "no {line} in {listed}");
     }

@@ -5,6 +5,8 @@ use gst::glib;
 use crate::stream::{CfgType, Interpolation};
 
 /// What runs the model.
+///
+/// Since: 0.1.0
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstStreamDiffusionBackend")]
 pub enum Backend {
@@ -49,6 +51,8 @@ pub enum BuildEngines {
 }
 
 /// Where the guidance term comes from; see [`CfgType`].
+///
+/// Since: 0.1.0
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstStreamDiffusionCfgType")]
 pub enum CfgTypeProperty {
@@ -99,6 +103,8 @@ impl From<CfgType> for CfgTypeProperty {
 }
 
 /// Which time an output frame carries.
+///
+/// Since: 0.1.0
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstStreamDiffusionTiming")]
 pub enum Timing {
@@ -159,6 +165,8 @@ pub enum WhileLoading {
 }
 
 /// What a frame starts from.
+///
+/// Since: 0.1.0
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstStreamDiffusionMode")]
 pub enum Mode {
@@ -175,6 +183,8 @@ pub enum Mode {
 }
 
 /// How the noise that frames start with changes from frame to frame.
+///
+/// Since: 0.1.0
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstStreamDiffusionNoise")]
 pub enum Noise {
@@ -219,6 +229,8 @@ impl From<PromptInterpolation> for Interpolation {
 }
 
 /// How one step leads to the next.
+///
+/// Since: 0.1.0
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstStreamDiffusionScheduler")]
 pub enum Scheduler {

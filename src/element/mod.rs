@@ -2,6 +2,47 @@
 
 use std::sync::LazyLock;
 
+/**
+ * SECTION:element-streamdiffusion
+ * @title: streamdiffusion
+ * @short_description: restyles live video to a prompt
+ * @see_also: compositor, videoconvert
+ *
+ * Restyles video with a diffusion model, by the method of StreamDiffusion (arXiv 2312.12491): the denoising steps of
+ * several frames go through the model together, each frame at a step of its own.
+ *
+ * Without #streamdiffusion:model, a small demo model is used that knows a dozen styles. Model folders are in the ONNX
+ * layout that Optimum writes. Raw video goes in and comes out in any format and size, on NVIDIA GPUs also as CUDA memory.
+ *
+ * With #streamdiffusion:timing content, the default, a frame keeps the time of the picture it shows and comes out
+ * steps x frame-buffer-size - 1 frames later, which the element reports as latency. With immediate, one frame comes out
+ * for each frame that goes in, at once.
+ *
+ * Properties that are live take effect at the next frame; numeric ones of these can be driven by a controller. The
+ * element implements #GstPreset and comes with presets: fast, quality, dreamy, energy-saver, obs and others.
+ *
+ * ## A camera, as an oil painting
+ * |[
+ * gst-launch-1.0 v4l2src ! videoconvert ! queue leaky=downstream max-size-buffers=1 ! streamdiffusion prompt="oil painting" ! videoconvert ! autovideosink
+ * ]|
+ *
+ * ## The preset that saves work on pictures that stand still
+ * |[
+ * gst-launch-1.0 v4l2src ! videoconvert ! streamdiffusion @preset=energy-saver ! videoconvert ! autovideosink
+ * ]|
+ *
+ * ## Pictures from the prompt alone, that turn into one another
+ * |[
+ * gst-launch-1.0 videotestsrc is-live=true ! video/x-raw,width=512,height=512 ! streamdiffusion mode=txt2img noise=walk prompt="oil painting" ! videoconvert ! autovideosink
+ * ]|
+ *
+ * ## Before and after, side by side
+ * |[
+ * gst-launch-1.0 videotestsrc is-live=true ! tee name=t  t. ! queue ! streamdiffusion ! videoconvert ! c.sink_0  t. ! queue ! videoconvert ! c.sink_1  compositor name=c sink_1::xpos=320 ! videoconvert ! autovideosink
+ * ]|
+ *
+ * Since: 0.1.0
+ */
 use gst::glib;
 use gst::prelude::*;
 
