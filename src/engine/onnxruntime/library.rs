@@ -133,7 +133,7 @@ fn examine(path: &Path) -> std::result::Result<(PathBuf, String), String> {
         None => format!("{} cannot be opened: {e}", path.display()),
     })?;
     // Never closed: it starts threads and registers exit handlers, and `ort` shall get this very one.
-    let library: &'static Library = Box::leak(Box::new(library));
+    let library = std::mem::ManuallyDrop::new(library);
     // SAFETY: the type is the one ONNX Runtime's C API gives this function in every version.
     let base = unsafe {
         library.get::<unsafe extern "system" fn() -> *const ort::sys::OrtApiBase>(c"OrtGetApiBase")
