@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::path::Path;
+use std::process::Command;
+
 use common::*;
 use gst::prelude::*;
 
@@ -122,4 +125,84 @@ fn one_frame_in_is_one_frame_out_in_every_format() {
             drop(filter);
         }
     }
+}
+
+/// The same from a program of its own, in C as the filter is, under AddressSanitizer and UndefinedBehaviorSanitizer: frames
+/// become unreadable right after the call, pipelines are destroyed and rebuilt, and nothing may be left over.
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_of_the_hosts_is_touched_after_the_call() {
+    let folder = Folder::new();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/obs");
+    let program = folder.file("filter");
+    let libraries = ["gstreamer-app-1.0", "gstreamer-video-1.0"];
+    let flags = output(
+        Command::new("pkg-config")
+            .args(["--cflags", "--libs"])
+            .args(libraries),
+    );
+    let warnings = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-g"];
+    let sanitizers = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+    ];
+    output(
+        Command::new("cc")
+            .args(warnings)
+            .args(sanitizers)
+            .arg(sources.join("filter.c"))
+            .arg("-o")
+            .arg(&program)
+            .args(flags.split_whitespace()),
+    );
+
+    let model = parity();
+    let effect = |steps| {
+        let model = model.display();
+        format!(
+            "streamdiffusion model={model} backend=onnxruntime-cpu timing=immediate t-index-list={steps}"
+        )
+    };
+    let plugins = ["coreelements", "app", "videoconvertscale", "coretracers"];
+    let mut command = tool(program.to_str().unwrap(), &folder, &plugins);
+    let suppressions = sources.join("leaks.txt");
+    command
+        .args([effect("32,45"), effect("16,40")])
+        .env("ASAN_OPTIONS", "detect_leaks=1")
+        .env(
+            "LSAN_OPTIONS",
+            format!(
+                "suppressions={}:print_suppressions=0",
+                suppressions.display()
+            ),
+        )
+        // What GStreamer itself counts: it lists what is alive in the end.
+        .env("GST_TRACERS", "leaks")
+        .env("GST_DEBUG", "GST_TRACER:7")
+        .env("GST_DEBUG_NO_COLOR", "1");
+    let said = output(&mut command);
+    assert!(said.contains("all is well"), "{said}");
+    // Else the tracer was not there, and its silence says nothing.
+    assert!(said.contains("object-alive.class"), "{said}");
+    let alive: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("object-alive, type-name=(string)") && !line.contains("%s"))
+        .collect();
+    assert!(alive.is_empty(), "{alive:#?}");
+}
+
+/// What a command that must succeed says.
+#[track_caller]
+fn output(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{said}",
+        output.status
+    );
+    said
 }
