@@ -115,8 +115,8 @@ class Relay:
             f" ! streamdiffusion name=style ! queue ! videoconvert ! {self.sink(arguments.output)}"
         )
         self.element = self.pipeline.get_by_name("style")
-        if arguments.output.startswith("rtsp:"):
-            self.pipeline.get_by_name("out").set_property("location", arguments.output)
+        self.out = None
+        self.renew_output()
         for text in arguments.properties:
             set_from_text(self.element, text)
         if arguments.prompt is not None:
@@ -139,7 +139,7 @@ class Relay:
             raise ValueError(f"--output: expected display, null or rtsp://…, not '{output}'")
         if Gst.ElementFactory.find("rtspclientsink") is None:
             raise ValueError("--output rtsp://… needs the element rtspclientsink (Debian: gstreamer1.0-rtsp)")
-        return "x264enc tune=zerolatency key-int-max=30 ! h264parse ! rtspclientsink name=out"
+        return "x264enc tune=zerolatency key-int-max=30 ! h264parse name=encoded"
 
     def run(self):
         bus = self.pipeline.get_bus()
@@ -159,6 +159,20 @@ class Relay:
             bus.remove_signal_watch()
         self.print_stats()
         return 1 if self.failed else 0
+
+    def renew_output(self):
+        """A new element that sends to the RTSP server, if that is the output: one that has lost its server is of no use
+        any more (GStreamer 1.22)."""
+        encoded = self.pipeline.get_by_name("encoded")
+        if encoded is None:
+            return
+        if self.out is not None:
+            self.out.set_state(Gst.State.NULL)
+            self.pipeline.remove(self.out)
+        self.out = Gst.ElementFactory.make("rtspclientsink")
+        self.out.set_property("location", self.arguments.output)
+        self.pipeline.add(self.out)
+        encoded.link(self.out)
 
     def connect(self):
         """Puts a new source into the pipeline."""
@@ -248,8 +262,7 @@ class Relay:
             self.pipeline.recalculate_latency()
 
     def is_of_the_output(self, element):
-        out = self.pipeline.get_by_name("out")
-        return out is not None and (element == out or element.has_as_ancestor(out))
+        return self.out is not None and (element == self.out or element.has_as_ancestor(self.out))
 
     def lose_output(self, why):
         """The server that takes the stream is gone: begins anew, but for the model."""
@@ -261,6 +274,7 @@ class Relay:
             self.pipeline.remove(source)
             GLib.timeout_add(int(self.wait * 1000), self.connect)
         self.pipeline.set_state(Gst.State.READY)
+        self.renew_output()
         say(f"no output: {why}; again in {self.wait:g} s")
         self.wait = min(2 * self.wait, self.arguments.longest_wait)
 

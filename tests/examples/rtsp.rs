@@ -173,3 +173,56 @@ fn a_camera_that_is_not_there_yet_is_waited_for() {
     relay.interrupt();
     assert!(relay.finish().success(), "{}", relay.told());
 }
+
+/// Starts a server that takes streams; with its address.
+fn record(port: &str) -> (Process, String) {
+    let mut command = python();
+    let mut server = Process::start(command.args(["tests/examples/recorder.py", port]));
+    let address = server.wait_until("its address", |line| line.starts_with("rtsp://"));
+    (server, address)
+}
+
+fn port(address: &str) -> String {
+    address.split(['/', ':']).nth(4).unwrap().to_owned()
+}
+
+#[test]
+fn what_goes_out_by_rtsp_outlives_the_camera_and_is_sent_again_after_a_loss() {
+    let (camera, from) = serve(&["--no-restyle", "--port", "0"]);
+    let (mut recorder, to) = record("0");
+    let mut command = python();
+    command.args([
+        "examples/python/reconnect.py",
+        &from,
+        "--tcp",
+        "--output",
+        &to,
+    ]);
+    command.args([
+        "--size",
+        "128x128",
+        "--wait",
+        "0.2",
+        "--longest-wait",
+        "1",
+        "--stats",
+        "0",
+    ]);
+    let mut relay = Process::start(command.args(SMALL));
+    recorder.wait_for("stream 1: 10 frames");
+    camera.kill();
+    relay.wait_for("no camera: ");
+    let (_camera, _) = serve(&["--no-restyle", "--port", &port(&from)]);
+    relay.wait_for("the camera is there");
+    // The viewers of the output stay: it is the same stream that goes on.
+    recorder.wait_until("more of it", |line| {
+        let frames = line.strip_prefix("stream 1: ");
+        frames.is_some_and(|rest| rest != "10 frames" && rest != "20 frames")
+    });
+    recorder.kill();
+    relay.wait_for("no output: ");
+    let (mut recorder, _) = record(&port(&to));
+    recorder.wait_for("stream 1: 20 frames");
+    relay.interrupt();
+    assert!(relay.finish().success(), "{}", relay.told());
+}
