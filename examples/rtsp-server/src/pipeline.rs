@@ -34,10 +34,14 @@ pub fn description(options: &Options) -> Result<String, String> {
     };
     // Without a rate of its own (framerate=0/1), as RTSP cameras often say, H.264 has no timing to encode.
     let raw = format!("{raw},framerate={fps}/1,pixel-aspect-ratio=1/1");
+    let queue = match &options.input {
+        // Every frame of a film, but of anything else the newest, whatever the machine can do.
+        Input::Uri(uri) if uri.starts_with("file:") => "queue",
+        _ => "queue leaky=downstream max-size-buffers=1",
+    };
     let effect = match options.no_restyle {
-        true => "identity",
-        // The newest frame always, whatever the machine can do.
-        false => "queue leaky=downstream max-size-buffers=1 ! streamdiffusion name=style",
+        true => "identity".into(),
+        false => format!("{queue} ! streamdiffusion name=style"),
     };
     Ok(format!(
         "( {source} ! videoconvert ! videoscale add-borders=true ! videorate drop-only=false ! {raw} ! {effect} \
