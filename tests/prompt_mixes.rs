@@ -89,6 +89,7 @@ impl Reference {
             seed: 2,
             variation: Variation::Fixed,
             add_noise: true,
+            mix: 1.0,
             similarity: None,
         };
         let conditioning = Conditioning {

@@ -375,7 +375,7 @@ mod on_a_gpu {
             let capability = Gpu::new(major, minor);
             let (model, cache) = (&place.model, &place.cache);
             let supply = Supply::provide(model, &wanted, capability, cache, Some(&building));
-            let gpu = tensorrt::open(model, cuda, &supply.unwrap(), cache).unwrap();
+            let gpu = tensorrt::open(model, cuda, &supply.unwrap(), cache, &|_| Ok(())).unwrap();
             println!("{}: {}; {}", folder.display(), gpu.backend(), gpu.origin());
             Self {
                 name: folder.display().to_string(),
