@@ -293,6 +293,9 @@ fn bounds(spec: &gst::glib::ParamSpec) -> (f64, f64) {
         "guidance-scale" => return (1.0, 3.0),
         _ => {}
     }
+    if let Some(spec) = spec.downcast_ref::<gst::glib::ParamSpecUInt64>() {
+        return (spec.minimum() as f64, spec.minimum() as f64 + 7e9);
+    }
     if let Some(spec) = spec.downcast_ref::<gst::glib::ParamSpecUInt>() {
         let most = spec.maximum().min(spec.minimum().saturating_add(7));
         return (spec.minimum().into(), most.into());
@@ -306,9 +309,10 @@ fn bounds(spec: &gst::glib::ParamSpec) -> (f64, f64) {
 fn number(element: &gst::Element, name: &str) -> f64 {
     use gst::prelude::*;
     let value = element.property_value(name);
-    match value.get::<u32>() {
-        Ok(number) => number.into(),
-        Err(_) => value.get().unwrap(),
+    match (value.get::<u32>(), value.get::<u64>()) {
+        (Ok(number), _) => number.into(),
+        (_, Ok(number)) => number as f64,
+        _ => value.get().unwrap(),
     }
 }
 

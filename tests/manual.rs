@@ -45,7 +45,10 @@ fn names(help: &str, section: &str) -> Vec<String> {
                 .then(|| line.find("--"))
                 .flatten()
                 .or_else(|| line.starts_with("      --").then_some(6))?;
-            line[begin..].split([' ', '=']).next().map(str::to_owned)
+            line[begin..]
+                .split([' ', '=', '['])
+                .next()
+                .map(str::to_owned)
         }
     };
     lines.filter_map(name).collect()

@@ -292,7 +292,9 @@ fn as_an_srt_server() {
     wait_until("it listens", || {
         listens("udp", port) || listens("udp6", port)
     });
-    let player = format!("srtsrc uri=srt://127.0.0.1:{port} ! filesink location=got.ts");
+    let player = format!(
+        "srtsrc uri=srt://127.0.0.1:{port} ! filesink location=got.ts buffer-mode=unbuffered"
+    );
     let mut player = typed(&player, &there)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -184,11 +184,11 @@ impl StreamDiffusion {
         ticket: u64,
         immediate: bool,
     ) -> Result<(), gst::FlowError> {
-        let held_back = match immediate {
-            true => 0,
-            false => restyled.delay + self.state.lock().depth(),
+        let (held_back, depth) = match immediate {
+            true => (0, 0),
+            false => (restyled.delay, self.state.lock().depth()),
         };
-        self.tell_latency(held_back, restyled.group, restyled.took);
+        self.tell_latency((held_back, depth), restyled.group, restyled.took);
         let mut state = self.state.lock();
         if !immediate {
             state.timeline.finish(restyled.finished);
@@ -210,11 +210,16 @@ impl StreamDiffusion {
     }
 
     /// Tells the pipeline when the latency has changed enough.
-    fn tell_latency(&self, held_back: usize, group: usize, took: Option<Duration>) {
+    fn tell_latency(
+        &self,
+        (held_back, depth): (usize, usize),
+        group: usize,
+        took: Option<Duration>,
+    ) {
         let (announced, short) = {
             let mut latency = self.latency.lock();
             let announced = latency
-                .update(held_back, group, took)
+                .update(held_back, depth, group, took)
                 .then(|| latency.announce());
             (announced, latency.too_little_pinned())
         };

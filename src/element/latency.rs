@@ -14,7 +14,9 @@ const WARM_UP: u32 = 2;
 /// What is known about the element's latency, and what it last told the pipeline.
 #[derive(Debug, Default)]
 pub struct Latency {
+    /// By the stream, and at most by the pipeline's depth.
     held_back: usize,
+    depth: usize,
     /// Frames that are computed together, in the time of `processing`.
     group: u32,
     frame_duration: Option<ClockTime>,
@@ -72,14 +74,21 @@ impl Latency {
         self.last_pts = pts.or(self.last_pts);
     }
 
-    /// Notes how many frames are held back, how many are computed together, and how long these took if they were. Whether
-    /// the pipeline must be told.
+    /// Notes how many frames the stream holds back, how many more the worker may have, how many are computed together, and
+    /// how long these took if they were. Whether the pipeline must be told.
     ///
     /// The processing time told is the mean with 5 % to spare, and it changes only when it was too small or is over a
     /// quarter too large; a measured frame duration only when it is a quarter off. So a pipeline is not reconfigured for
     /// jitter.
-    pub fn update(&mut self, held_back: usize, group: usize, took: Option<Duration>) -> bool {
+    pub fn update(
+        &mut self,
+        held_back: usize,
+        depth: usize,
+        group: usize,
+        took: Option<Duration>,
+    ) -> bool {
         self.held_back = held_back;
+        self.depth = depth;
         self.group = u32::try_from(group).unwrap_or(u32::MAX);
         if let Some(took) = took {
             self.took(took);
@@ -104,9 +113,16 @@ impl Latency {
         }
     }
 
-    /// How many frames are held back.
+    /// How many frames are held back at most.
     pub fn held_back(&self) -> usize {
-        self.held_back
+        self.held_back + self.depth
+    }
+
+    /// How many frames come in before the worker has finished one: it leaves with the next one after that.
+    fn waits(&self) -> u64 {
+        let duration = self.duration().nseconds().max(1);
+        let meanwhile = self.processing.nseconds().div_ceil(duration).max(1);
+        meanwhile.min(self.depth as u64)
     }
 
     /// What the element adds to the pipeline's latency: the frames held back, and the time for one. Where that is longer
@@ -126,12 +142,12 @@ impl Latency {
     /// What it comes to, whatever is told.
     fn known(&self) -> ClockTime {
         let each = self.processing / u64::from(self.group.max(1));
-        self.duration().max(each) * self.held_back as u64 + self.processing
+        self.duration().max(each) * (self.held_back as u64 + self.waits()) + self.processing
     }
 
     /// How long the frames held back last, which is how much data the element can buffer.
     pub fn held(&self) -> ClockTime {
-        self.duration() * self.held_back as u64
+        self.duration() * self.held_back() as u64
     }
 
     /// Notes that the pipeline has been told.
@@ -156,7 +172,7 @@ mod tests {
     fn frames_held_back_count_by_frame_rate_or_by_timestamps() {
         let mut latency = Latency::default();
         latency.set_frame_rate(gst::Fraction::new(25, 1));
-        assert!(latency.update(3, 1, Some(MS)));
+        assert!(latency.update(3, 0, 1, Some(MS)));
         assert_eq!(latency.held(), ClockTime::from_mseconds(120));
         latency.set_frame_rate(gst::Fraction::new(0, 1));
         for pts in [0, 40, 78, 200, 243] {
@@ -166,7 +182,23 @@ mod tests {
         latency.announce();
         for i in 0..50 {
             latency.see(Some(ClockTime::from_mseconds(300 + 40 * i + i % 4)));
-            assert!(!latency.update(3, 1, Some(Duration::ZERO)), "jitter");
+            assert!(!latency.update(3, 0, 1, Some(Duration::ZERO)), "jitter");
+        }
+    }
+
+    /// A frame leaves with the first one that comes in after it was finished.
+    #[test]
+    fn depth_counts_as_far_as_it_is_used() {
+        for (took, waits) in [(1, 1), (9, 1), (15, 2), (100, 3)] {
+            let mut latency = Latency::default();
+            latency.set_frame_rate(gst::Fraction::new(100, 1));
+            for _ in 0..10 {
+                latency.update(0, 3, 1, Some(MS * took));
+            }
+            let processing = ClockTime::from_useconds(u64::from(took) * 1050);
+            let each = processing.max(ClockTime::from_mseconds(10));
+            assert_eq!(latency.own(), each * waits + processing, "{took} ms");
+            assert_eq!(latency.held(), ClockTime::from_mseconds(30));
         }
     }
 
@@ -177,13 +209,13 @@ mod tests {
         latency.set_frame_rate(gst::Fraction::new(100, 1));
         for i in 0..40 {
             let took = (i % 4 == 3).then_some(MS * 100);
-            latency.update(7, 4, took);
+            latency.update(7, 0, 4, took);
         }
         // A group takes 105 ms with its reserve, a frame of it a quarter of that.
         let expected = ClockTime::from_useconds(7 * 26_250 + 105_000);
         assert_eq!(latency.announce(), expected);
         for i in 0..40 {
-            assert!(!latency.update(7, 4, (i % 4 == 3).then_some(MS * 100)));
+            assert!(!latency.update(7, 0, 4, (i % 4 == 3).then_some(MS * 100)));
         }
     }
 
@@ -194,7 +226,7 @@ mod tests {
         assert_eq!(latency.announce(), ClockTime::from_mseconds(50));
         assert_eq!(latency.too_little_pinned(), None);
         for _ in 0..10 {
-            latency.update(0, 1, Some(MS * 100));
+            latency.update(0, 0, 1, Some(MS * 100));
         }
         assert_eq!(latency.own(), ClockTime::from_mseconds(50));
         let known = Some(ClockTime::from_mseconds(105));
@@ -209,18 +241,18 @@ mod tests {
     fn jitter_is_not_announced() {
         let mut latency = Latency::default();
         for _ in 0..10 {
-            latency.update(0, 1, Some(MS * 100));
+            latency.update(0, 0, 1, Some(MS * 100));
         }
         assert_eq!(latency.announce(), ClockTime::from_mseconds(105));
         for i in 0..50u32 {
-            assert!(!latency.update(0, 1, Some(MS * (96 + i % 8))), "{i}");
+            assert!(!latency.update(0, 0, 1, Some(MS * (96 + i % 8))), "{i}");
         }
-        latency.update(2, 1, Some(MS * 100));
+        latency.update(2, 0, 1, Some(MS * 100));
         assert_eq!(latency.announce(), ClockTime::from_mseconds(3 * 105));
-        let slower = (0..10).any(|_| latency.update(0, 1, Some(MS * 150)));
+        let slower = (0..10).any(|_| latency.update(0, 0, 1, Some(MS * 150)));
         assert!(slower);
         latency.announce();
-        let faster = (0..10).any(|_| latency.update(0, 1, Some(MS * 50)));
+        let faster = (0..10).any(|_| latency.update(0, 0, 1, Some(MS * 50)));
         assert!(faster);
     }
 }
