@@ -145,12 +145,7 @@ fn a_preset_leaves_nothing_of_another() {
             ("similarity-filter", "true", "ssf-max-skip"),
         ] {
             let is_on = value(switch).is_some_and(|(_, value)| value == on);
-            assert_eq!(
-                value(needed).is_some(),
-                is_on,
-                "{}: {needed}",
-                preset.name
-            );
+            assert_eq!(value(needed).is_some(), is_on, "{}: {needed}", preset.name);
         }
     }
 }

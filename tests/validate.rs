@@ -136,7 +136,12 @@ fn scenarios_are_well_formed() {
 fn a_broken_scenario_is_told() {
     init();
     let unfinished = "meta,\n    args = {\n        \"a ! b\"\n    },\n    seek = true\n";
-    for text in ["play, =", "meta,\n    args = {\n", "wait, duration=0.5,", unfinished] {
+    for text in [
+        "play, =",
+        "meta,\n    args = {\n",
+        "wait, duration=0.5,",
+        unfinished,
+    ] {
         assert!(
             std::panic::catch_unwind(|| structures(text)).is_err(),
             "{text}"
