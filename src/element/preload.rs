@@ -125,6 +125,7 @@ impl StreamDiffusion {
         let worker = Worker::new(
             order.model.clone(),
             venue.clone(),
+            order.backend == Backend::Auto,
             self.stats.clone(),
             observer,
         )

@@ -72,6 +72,52 @@ impl Venue {
         true
     }
 
+    /// Where the model in the folder `model` is tried next, and why, when it could not be loaded here and the backend is for
+    /// us to choose; `None` if nowhere.
+    #[cfg(feature = "cuda")]
+    pub fn after(&self, error: &Error, model: &Path) -> Option<(Self, String)> {
+        let Choice { place, reason } =
+            choice::after(self.place(), error, model, onnxruntime::cuda_available)?;
+        match (place, self.gpu()) {
+            (Place::Cuda(_), Some(gpu)) => Some((Self::Gpu(gpu.clone()), reason)),
+            _ => Some((Self::Cpu, reason)),
+        }
+    }
+
+    /// The CPU comes last.
+    #[cfg(not(feature = "cuda"))]
+    pub fn after(&self, _: &Error, _: &Path) -> Option<(Self, String)> {
+        None
+    }
+
+    /// `error`, which comes of loading the model here, with what else could be asked for.
+    pub fn advise(&self, error: Error) -> Error {
+        let otherwise = match self {
+            Self::Cpu => return error,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => "backend=onnxruntime-cpu runs it on the CPU",
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            Self::TensorRt(..) => "backend=onnxruntime-cuda runs it without TensorRT",
+        };
+        match error {
+            Error::Engine { component, what } => Error::Engine {
+                component,
+                what: format!("{what}; {otherwise}"),
+            },
+            other => other,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn place(&self) -> Place {
+        match self {
+            Self::Cpu => Place::Cpu,
+            Self::Gpu(gpu) => Place::Cuda(gpu.cuda.ordinal()),
+            #[cfg(feature = "tensorrt")]
+            Self::TensorRt(gpu, _) => Place::TensorRt(gpu.cuda.ordinal()),
+        }
+    }
+
     /// The GPU, if it is one.
     #[cfg(feature = "cuda")]
     fn gpu(&self) -> Option<&Arc<Gpu>> {
