@@ -25,9 +25,18 @@ use parking_lot::Mutex;
 /// Set in the process that has the stand-in on its library path.
 const INSIDE: &str = "STREAMDIFFUSION_TEST_STANDIN";
 
+/// Where TensorRT is, for a process that is not told of it in the usual way.
+const REAL: &str = "STREAMDIFFUSION_TEST_TENSORRT";
+
 /// Whether the test `name` is to go on here. Elsewhere it has run in a process of its own.
 #[track_caller]
 fn inside(name: &str) -> bool {
+    inside_with(name, &[])
+}
+
+/// The same with these variables in its environment.
+#[track_caller]
+fn inside_with(name: &str, variables: &[(&str, &str)]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -53,6 +62,7 @@ fn inside(name: &str) -> bool {
         .env("NVRTC_DYLIB_PATH", &library)
         .env("XDG_CACHE_HOME", folder.file("cache"))
         .env_remove("GST_STREAMDIFFUSION_ENGINES")
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -375,4 +385,59 @@ fn auto_goes_on_to_what_can_run_the_model() {
     assert_eq!(loaded.get::<&str>("reason"), Ok(reason.as_str()));
     use ProgressType::{Complete, Continue, Start};
     assert_eq!(place.kinds("loading"), [Start, Continue, Complete]);
+}
+
+#[test]
+fn the_library_that_is_named_is_used_or_the_error_says_why_not() {
+    // The property goes before the environment.
+    let real = gststreamdiffusion::engine::tensorrt::library().map(|library| library.path.clone());
+    let name = "the_library_that_is_named_is_used_or_the_error_says_why_not";
+    let variables = match &real {
+        Ok(path) => [
+            ("TENSORRT_LIBRARY_PATH", "/no/such/library.so"),
+            (REAL, path.to_str().unwrap()),
+        ],
+        // Inside.
+        Err(_) => [(REAL, ""); 2],
+    };
+    if !inside_with(name, &variables) {
+        return;
+    }
+    let place = Place::new(&[("build-engines", "never")]);
+    let refused = |library: &str, backends: &[&str], parts: &[&str]| {
+        place.element.set_property("tensorrt-library", library);
+        for backend in backends {
+            set(&place.element, &[("backend", backend)]);
+            let started = place.element.set_state(gst::State::Paused);
+            assert!(started.is_err(), "{backend}");
+            let error = place.error();
+            assert!(error.matches(gst::LibraryError::Settings), "{error}");
+            let text = error.to_string();
+            for part in parts {
+                assert!(text.contains(part), "{text:?} lacks {part:?}");
+            }
+            place.rest();
+        }
+    };
+    let both = &["tensorrt", "auto"][..];
+    let property = "property tensorrt-library: ";
+    let missing = "/no/such/file.so";
+    refused(missing, both, &[property, missing, "cannot be opened"]);
+    let other = loaded_library("libgobject");
+    refused(&other, both, &[property, &other, "is not TensorRT"]);
+    let folder = Folder::new();
+    let here = folder.path().to_str().unwrap().to_owned();
+    refused(&here, both, &[property, &here, "the folder holds no lib"]);
+    let old = folder.file("libtensorrt_rtx.so.1");
+    tensorrt_of_version(&old, 1, 6);
+    refused(&here, both, &[property, "version 1.6.0.0, expected 1.7"]);
+    // Without the property, the environment counts.
+    refused(
+        "",
+        &["tensorrt"],
+        &["TENSORRT_LIBRARY_PATH is /no/such/library.so"],
+    );
+    let real = std::env::var(REAL).unwrap();
+    refused(&real, &["tensorrt"], &["no engine of unet is there"]);
+    refused(missing, both, &[property, "has opened", &real, "one only"]);
 }

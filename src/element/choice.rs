@@ -61,7 +61,8 @@ pub trait Machine {
 ///
 /// # Errors
 /// When what is asked for by name is not there: what is missing and how to get it. `auto` takes TensorRT, then ONNX Runtime
-/// on the GPU, then the CPU, but a GPU number that does not exist is always an error where there are GPUs.
+/// on the GPU, then the CPU; but a GPU number that does not exist, and a library of TensorRT that was named and will not do,
+/// are always errors where there are GPUs.
 pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -> Result<Choice> {
     let cpu = |reason: String| Choice {
         place: Place::Cpu,
@@ -78,7 +79,10 @@ pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -
     let refused = |why: &str| Error::setting("backend", format!("{name} cannot be had: {why}"));
     if backend == Backend::TensorRt {
         // What no GPU would change comes first.
-        machine.tensorrt().map_err(|e| refused(&e.to_string()))?;
+        machine.tensorrt().map_err(|error| match error {
+            Error::Setting { .. } => error,
+            other => refused(&other.to_string()),
+        })?;
     }
     let count = match (machine.gpus(), auto) {
         (Ok(count), _) if count > 0 => count,
@@ -119,7 +123,11 @@ pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -
     let which = which();
     let tensorrt = match backend {
         Backend::TensorRt => Ok(()),
-        _ => machine.tensorrt(),
+        _ => match machine.tensorrt() {
+            // A library that was named and will not do is no reason to take something else unasked.
+            Err(error @ Error::Setting { .. }) => return Err(error),
+            found => found,
+        },
     };
     let not_tensorrt = match tensorrt.and_then(|()| machine.engines(which.0)) {
         Ok(()) => {
@@ -356,6 +364,25 @@ mod tests {
         for part in ["no provider here", "no engine for so many"] {
             assert!(reason(&neither).contains(part), "{}", reason(&neither));
         }
+    }
+
+    #[test]
+    fn a_library_that_was_named_and_will_not_do_is_an_error() {
+        let lack = || Error::setting("tensorrt-library", "/x cannot be used: it is not TensorRT");
+        let named = Made {
+            tensorrt: Err(lack()),
+            ..machine(1)
+        };
+        for backend in [Backend::TensorRt, Backend::Auto] {
+            let message = choose(backend, None, &named).unwrap_err().to_string();
+            assert_eq!(message, lack().to_string());
+        }
+        // Who asks for something else does not need it.
+        assert_eq!(
+            place(Backend::OnnxRuntimeCuda, None, &named),
+            Place::Cuda(0)
+        );
+        assert_eq!(place(Backend::OnnxRuntimeCpu, None, &named), Place::Cpu);
     }
 
     #[test]

@@ -24,7 +24,6 @@ use super::{
 };
 #[cfg(feature = "cuda")]
 use crate::device::cuda::Cuda;
-#[cfg(feature = "cuda")]
 use crate::engine::onnxruntime;
 #[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::engine::{
@@ -172,6 +171,17 @@ impl Machine for Here<'_> {
         Some(device)
     }
 
+    #[cfg(feature = "tensorrt")]
+    fn tensorrt(&self) -> Result<()> {
+        building::listen_to_tensorrt();
+        match &self.settings.tensorrt_library {
+            Some(path) => tensorrt::library_at(path),
+            None => tensorrt::library(),
+        }
+        .map(drop)
+    }
+
+    #[cfg(not(feature = "tensorrt"))]
     fn tensorrt(&self) -> Result<()> {
         has_tensorrt()
     }
@@ -208,13 +218,7 @@ impl Machine for Here<'_> {
     }
 }
 
-/// An error that says how to get it, unless TensorRT is there.
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
-fn has_tensorrt() -> Result<()> {
-    building::listen_to_tensorrt();
-    tensorrt::library().map(drop)
-}
-
+/// An error that says how to get it.
 #[cfg(not(all(feature = "cuda", feature = "tensorrt")))]
 fn has_tensorrt() -> Result<()> {
     Err(Error::Library(
@@ -263,6 +267,10 @@ impl StreamDiffusion {
     fn choose(&self) -> Result<(Venue, String)> {
         let settings = self.settings.lock().clone();
         let backend = settings.backend;
+        if let Some(path) = &settings.onnxruntime_library {
+            // Every backend needs it: text is encoded by it.
+            onnxruntime::open_at(path)?;
+        }
         let here = Here {
             element: self,
             #[cfg(all(feature = "cuda", feature = "tensorrt"))]
