@@ -174,16 +174,18 @@ pub fn build(job: &Job, progress: Arc<dyn Progress>) -> Result<Engine> {
     let library = library::library()?;
     library::parser()?;
     let logger = log::logger()?;
+    let ended = || Error::engine(job.name, "the build was ended, as asked");
+    let waits = || progress.step("waiting for a build for other GPUs", 0, 1);
+    let _pass = gate::pass(job.capabilities, waits).ok_or_else(ended)?;
     let monitor = Arc::new(Monitor {
         progress,
         phases: Mutex::default(),
         ended: Mutex::new(false),
     });
-    let _pass = gate::pass(job.capabilities);
     let (built, heard) = log::listen(|| run(job, logger, monitor.clone()));
     built.map_err(|what| {
         if *monitor.ended.lock() {
-            return Error::engine(job.name, "the build was ended, as asked");
+            return ended();
         }
         let heard = match heard.is_empty() {
             true => String::new(),
