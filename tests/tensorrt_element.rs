@@ -19,31 +19,36 @@ use std::sync::{Arc, mpsc};
 use common::*;
 use gst::ProgressType;
 use gst::prelude::*;
+use gst_video::VideoFrameRef;
+use gst_video::prelude::*;
 use gststreamdiffusion::engine::cache::Cache;
 use parking_lot::Mutex;
 
 /// Set in the process that has the stand-in on its library path.
 const INSIDE: &str = "STREAMDIFFUSION_TEST_STANDIN";
 
+/// Not the name that TensorRT and GStreamer look for: for them there is no driver.
+const DRIVER: &str = "libcuda.so";
+/// The name that they look for.
+const DRIVER_OF_ALL: &str = "libcuda.so.1";
 /// Where TensorRT is, for a process that is not told of it in the usual way.
 const REAL: &str = "STREAMDIFFUSION_TEST_TENSORRT";
 
 /// Whether the test `name` is to go on here. Elsewhere it has run in a process of its own.
 #[track_caller]
 fn inside(name: &str) -> bool {
-    inside_with(name, &[])
+    inside_with(name, DRIVER, &[])
 }
 
-/// The same with these variables in its environment.
+/// The same with these variables in its environment, and the stand-in as a library of this name.
 #[track_caller]
-fn inside_with(name: &str, variables: &[(&str, &str)]) -> bool {
+fn inside_with(name: &str, driver: &str, variables: &[(&str, &str)]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     let folder = Folder::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // Not under the name that TensorRT looks for: for it there is no driver.
-    let library = folder.file("libcuda.so");
+    let library = folder.file(driver);
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-w", "-Wl,-z,muldefs", "-o"])
         .arg(&library)
@@ -400,7 +405,7 @@ fn the_library_that_is_named_is_used_or_the_error_says_why_not() {
         // Inside.
         Err(_) => [(REAL, ""); 2],
     };
-    if !inside_with(name, &variables) {
+    if !inside_with(name, DRIVER, &variables) {
         return;
     }
     let place = Place::new(&[("build-engines", "never")]);
@@ -440,4 +445,59 @@ fn the_library_that_is_named_is_used_or_the_error_says_why_not() {
     let real = std::env::var(REAL).unwrap();
     refused(&real, &["tensorrt"], &["no engine of unet is there"]);
     refused(missing, both, &[property, "has opened", &real, "one only"]);
+}
+
+/// What was agreed on with the neighbours before the model was loaded stays.
+#[test]
+fn frames_in_the_gpus_memory_are_restyled_on_the_cpu_then() {
+    let name = "frames_in_the_gpus_memory_are_restyled_on_the_cpu_then";
+    if !inside_with(name, DRIVER_OF_ALL, &[]) {
+        return;
+    }
+    let place = Place::new(&[("backend", "auto")]);
+    let mut cuda = rgb();
+    let memory = gst::CapsFeatures::new(["memory:CUDAMemory"]);
+    cuda.make_mut().set_features_simple(Some(memory));
+    place.play(&cuda);
+    let mut query = gst::query::Allocation::new(Some(&cuda), true);
+    assert!(place.src.peer_query(&mut query));
+    let pool = query.allocation_pools().into_iter().find_map(|pool| pool.0);
+    let pool = pool.expect("the element offers a pool of the GPU's memory");
+    let mut config = pool.config();
+    let (_, size, ..) = config.params().unwrap();
+    config.set_params(Some(&cuda), size, 0, 0);
+    pool.set_config(config).unwrap();
+    pool.set_active(true).unwrap();
+    for k in 0..3 {
+        let mut lent = pool.acquire_buffer(None).unwrap();
+        let buffer = lent.get_mut().unwrap();
+        buffer.set_pts(time(k));
+        buffer.set_duration(time(1));
+        write(buffer, &picture(k));
+        place.push(lent);
+    }
+    place.end();
+    assert!(
+        place.output_caps().is_subset(&cuda),
+        "{}",
+        place.output_caps()
+    );
+    let frames = place.frames();
+    let shown: Vec<_> = frames.iter().map(|frame| pixels(frame, &rgb())).collect();
+    assert_eq!(shown, restyled(&[], 0..3));
+    let stats = place.element.property::<gst::Structure>("stats");
+    assert_eq!(stats.get::<&str>("device"), Ok("CPU"));
+    assert_eq!(place.texts(gst::MessageType::Warning).len(), 1);
+    pool.set_active(false).unwrap();
+}
+
+/// Writes a tight 64x64 RGB picture into a frame, wherever that is.
+fn write(buffer: &mut gst::BufferRef, rgb: &[u8]) {
+    let info = info(&common::rgb());
+    let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, &info).unwrap();
+    let stride = frame.plane_stride()[0] as usize;
+    let rows = frame.plane_data_mut(0).unwrap().chunks_mut(stride);
+    for (to, from) in rows.zip(rgb.chunks(64 * 3)) {
+        to[..64 * 3].copy_from_slice(from);
+    }
 }
