@@ -88,7 +88,12 @@ impl ObjectImpl for StreamDiffusion {
         // What was decided early, for a neighbour that asked, is decided anew.
         if matches!(
             pspec.name(),
-            "backend" | "device-id" | "build-engines" | "model"
+            "backend"
+                | "device-id"
+                | "build-engines"
+                | "model"
+                | "onnxruntime-library"
+                | "tensorrt-library"
         ) && self.worker.lock().is_none()
         {
             *self.venue.lock() = None;

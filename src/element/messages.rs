@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use gst::glib;
 use gst::prelude::*;
+use parking_lot::Mutex;
 
 use super::settings::Prompts;
 use super::skipping::Change;
@@ -21,8 +22,7 @@ pub struct ElementObserver {
     /// The model folder as asked for.
     model: String,
     /// Where it runs, and why.
-    device: String,
-    reason: String,
+    place: Mutex<(String, String)>,
 }
 
 impl ElementObserver {
@@ -31,8 +31,7 @@ impl ElementObserver {
         Self {
             element: element.downgrade(),
             model,
-            device,
-            reason,
+            place: Mutex::new((device, reason)),
         }
     }
 
@@ -70,19 +69,32 @@ impl Observer for ElementObserver {
             Loading::Started => progress(Start, &format!("loading model {}", self.model)),
             Loading::Component(component) => progress(Continue, &format!("loading {component}")),
             Loading::Complete(loaded, took) => {
+                let (device, reason) = self.place.lock().clone();
                 progress(Complete, &format!("loaded {}", loaded.folder().name()));
                 self.post(
                     gst::Structure::builder("streamdiffusion-model-loaded")
                         .field("model", loaded.folder().name())
                         .field("backend", loaded.backend())
-                        .field("device", &self.device)
-                        .field("reason", &self.reason)
+                        .field("device", device)
+                        .field("reason", reason)
                         .field("load-time-ns", took.as_nanos() as u64)
                         .build(),
                 );
             }
             Loading::Canceled => progress(Canceled, "the element was stopped"),
             Loading::Failed(error) => progress(Error, &error.to_string()),
+        }
+    }
+
+    fn moved(&self, device: &str, reason: &str) {
+        *self.place.lock() = (device.to_owned(), reason.to_owned());
+        let reason = errors::c_text(reason);
+        if let Some(element) = self.element.upgrade() {
+            gst::element_warning!(
+                element,
+                gst::LibraryError::Init,
+                ("{reason}. It is tried on the {device} now")
+            );
         }
     }
 
