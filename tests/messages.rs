@@ -200,6 +200,63 @@ fn a_prompt_is_told_of_with_the_first_frame_that_shows_it() {
     }
 }
 
+/// Where prompts turn into one another over a time, the beginning is told, and the end, with the first frame that shows the new
+/// one alone; what is given up on the way has no end.
+#[test]
+fn a_transition_is_told_at_its_beginning_and_its_end() {
+    const CAT: &str = "a neon cat";
+    const SEA: &str = "a calm sea";
+    let length = time(4).nseconds().to_string();
+    for (list, size) in [("35", "1"), ("32,45", "2")] {
+        let settings = [
+            ("t-index-list", list),
+            ("frame-buffer-size", size),
+            ("prompt", CAT),
+            ("negative-prompt", "ink"),
+            ("prompt-transition", &length),
+        ];
+        let rig = Rig::playing(&settings, &rgb());
+        let src = gst::Pad::builder(gst::PadDirection::Src).build();
+        let sink = rig.element.request_pad_simple("prompt").unwrap();
+        src.link(&sink).unwrap();
+        src.set_active(true).unwrap();
+        assert!(src.push_event(gst::event::StreamStart::new("show")));
+        let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        assert!(src.push_event(gst::event::Segment::new(&segment)));
+        for (k, prompt) in [(2, SEA), (8, CAT), (10, SEA)] {
+            src.push(buffer(prompt.as_bytes().to_vec(), k)).unwrap();
+        }
+        assert!(src.push_event(gst::event::Eos::new()));
+        rig.push_frames(0..16);
+        rig.end();
+        let found: Vec<_> = told(&rig)
+            .iter()
+            .filter(|message| name(message).starts_with("streamdiffusion-prompt"))
+            .map(|message| {
+                let structure = message.structure().unwrap();
+                let pts: gst::ClockTime = structure.get("pts").unwrap();
+                assert_eq!(structure.get::<gst::ClockTime>("running-time"), Ok(pts));
+                assert_eq!(structure.get::<&str>("negative-prompt"), Ok("ink"));
+                let duration = structure.get::<u64>("duration").ok();
+                let begins = name(message) == "streamdiffusion-prompt-transition";
+                assert_eq!(duration, begins.then_some(time(4).nseconds()));
+                let prompt: String = structure.get("prompt").unwrap();
+                (begins, prompt, pts.mseconds() / FRAME_MS)
+            })
+            .collect();
+        let expected = [
+            (false, CAT, 0),
+            (true, SEA, 2),
+            (false, SEA, 6),
+            (true, CAT, 8),
+            (true, SEA, 10),
+            (false, SEA, 14),
+        ];
+        let expected = expected.map(|(begins, prompt, k)| (begins, prompt.to_owned(), k));
+        assert_eq!(found, expected, "{list}, groups of {size}");
+    }
+}
+
 #[test]
 fn the_filter_tells_when_it_begins_and_ends_not_of_every_frame() {
     let rig = Rig::playing(

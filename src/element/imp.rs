@@ -412,8 +412,13 @@ impl BaseTransformImpl for StreamDiffusion {
                     // Nobody takes them, and what comes now may be of another size.
                     self.abandon();
                 }
-                if let EventView::StreamStart(_) = event.view() {
-                    self.renew();
+                match event.view() {
+                    EventView::StreamStart(_) => {
+                        self.renew();
+                        self.cues.set_video_ended(false);
+                    }
+                    EventView::Eos(_) => self.cues.set_video_ended(true),
+                    _ => {}
                 }
             }
             EventView::Segment(segment) => {

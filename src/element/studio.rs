@@ -142,7 +142,10 @@ impl<R: Runtime> Studio<R> {
         }
         self.want_prompts(&settings, &moment)?;
         if self.morph.is_none() {
-            self.begin_prompts(&settings, observer)?;
+            self.begin_prompts(&settings, observer).inspect_err(|_| {
+                // The next frame asks anew.
+                self.wanted = None;
+            })?;
         }
         let mut running = match self.running.take() {
             Some(running) if running.size == size => running,
@@ -275,7 +278,8 @@ impl<R: Runtime> Studio<R> {
             observer.warned(cut);
         }
         self.morph = Some(Morph::new(encoded.result?));
-        self.watch.applied(encoded.prompts);
+        self.watch.turns(encoded.prompts, 0);
+        self.watch.turned();
         Ok(())
     }
 
@@ -349,8 +353,9 @@ impl<R: Runtime> Studio<R> {
                 }
                 match encoded.result {
                     Ok(target) => {
-                        self.watch.applied(encoded.prompts);
-                        morph.turn(target, settings.prompt_transition, time, interpolation)
+                        let length = settings.prompt_transition;
+                        self.watch.turns(encoded.prompts, length);
+                        morph.turn(target, length, time, interpolation);
                     }
                     Err(error) => observer.change_refused(&match &self.wanted {
                         Some((wanted, Some(cue))) if *wanted == encoded.prompts => {
@@ -365,6 +370,9 @@ impl<R: Runtime> Studio<R> {
         }
         if let Some(conditioning) = morph.at(time, interpolation) {
             stream.set_conditioning(conditioning);
+        }
+        if !morph.is_turning() {
+            self.watch.turned();
         }
     }
 }
