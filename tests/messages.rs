@@ -200,6 +200,44 @@ fn a_prompt_is_told_of_with_the_first_frame_that_shows_it() {
     }
 }
 
+/// Who changes a prompt and takes that back changes nothing, and is told of nothing.
+#[test]
+fn a_prompt_in_force_is_not_told_of_again() {
+    const CAT: &str = "a neon cat";
+    const SEA: &str = "a calm sea";
+    let rig = Rig::playing(&[("t-index-list", "35"), ("prompt", CAT)], &rgb());
+    let (mut k, mut messages) = (0, Vec::new());
+    let mut push_until = |done: &dyn Fn(&[gst::Message]) -> bool| {
+        for _ in 0..10_000 {
+            rig.push(buffer(picture(0), k));
+            k += 1;
+            messages.extend(told(&rig));
+            if done(&messages) {
+                return;
+            }
+        }
+        panic!("{messages:?}");
+    };
+    let warned = |messages: &[gst::Message]| {
+        messages
+            .iter()
+            .any(|m| m.type_() == gst::MessageType::Warning)
+    };
+    push_until(&|messages| of(messages, "prompt-applied").len() == 1);
+    set(&rig.element, &[("prompt", "(cat:11)")]);
+    push_until(&warned);
+    set(&rig.element, &[("prompt", CAT)]);
+    let frames = std::cell::Cell::new(0);
+    push_until(&|_| frames.replace(frames.get() + 1) == 50);
+    set(&rig.element, &[("prompt", SEA)]);
+    let last = |messages: &[gst::Message]| {
+        let applied = of(messages, "prompt-applied");
+        applied.last().unwrap().get::<&str>("prompt") == Ok(SEA)
+    };
+    push_until(&last);
+    assert_eq!(of(&messages, "prompt-applied").len(), 2, "{messages:?}");
+}
+
 /// Where prompts turn into one another over a time, the beginning is told, and the end, with the first frame that shows the new
 /// one alone; what is given up on the way has no end.
 #[test]

@@ -230,6 +230,24 @@ fn cues_hold_until_the_next_and_an_empty_one_gives_way_to_the_property() {
     assert!(rig.errors().is_empty());
 }
 
+/// Frames that go through the model together have one prompt: that of the last of them.
+#[test]
+fn a_group_goes_by_the_prompt_of_its_last_frame() {
+    let rig = playing(&[("prompt", OIL), ("frame-buffer-size", "3")]);
+    let show = Show::on(&rig);
+    show.cue(4, NEON).unwrap();
+    show.cue(6, SEA).unwrap();
+    show.end();
+    for k in 0..10 {
+        rig.push(still(k));
+    }
+    rig.end();
+    assert_eq!(
+        prompts(&rig),
+        "painting painting painting cat cat cat sea sea sea sea"
+    );
+}
+
 #[test]
 fn the_newest_change_wins() {
     let rig = playing(&[("prompt", OIL)]);
@@ -540,6 +558,7 @@ fn cues_go_by_with_frames_that_pass() {
     rig.take();
     set(&rig.element, &[("bypass", "false")]);
     rig.push(still(90));
+    assert_eq!(prompts(&rig), "cat");
     // Frames without times follow upon those that passed.
     set(&rig.element, &[("bypass", "true")]);
     let untimed = |k| {
@@ -551,7 +570,7 @@ fn cues_go_by_with_frames_that_pass() {
     rig.take();
     set(&rig.element, &[("bypass", "false")]);
     untimed(100);
-    assert_eq!(prompts(&rig), "cat");
+    assert_eq!(prompts(&rig), "sea");
 }
 
 /// When the video has ended no frame comes that text could wait for; a demuxer must get to the end of its sound.

@@ -104,6 +104,7 @@ impl StreamDiffusion {
         let asker = self.state.lock().asker.clone();
         if let Some(asker) = asker
             && !cue.text.is_empty()
+            && self.cues.expect_frames()
         {
             asker.prepare(self.settings.lock().clone(), cue.clone());
         }

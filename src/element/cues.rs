@@ -123,6 +123,11 @@ impl Cues {
         self.changed.notify_all();
     }
 
+    /// Whether frames may come that cues are for.
+    pub fn expect_frames(&self) -> bool {
+        !self.state.lock().video_ended
+    }
+
     /// Cues to come have no times.
     pub fn begin_untimed(&self) {
         self.state.lock().untimed = true;

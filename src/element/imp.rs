@@ -421,10 +421,10 @@ impl BaseTransformImpl for StreamDiffusion {
                     _ => {}
                 }
             }
-            EventView::Segment(segment) => {
-                if !same_but_position(segment.segment(), &self.obj().segment())
-                    && let Err(flow) = self.drain()
-                {
+            EventView::Segment(segment)
+                if !same_but_position(segment.segment(), &self.obj().segment()) =>
+            {
+                if let Err(flow) = self.drain() {
                     gst::debug!(CAT, imp = self, "Draining ended with {flow:?}");
                 }
             }

@@ -346,7 +346,11 @@ impl<R: Runtime> Studio<R> {
         let time = moment.time.map(gst::ClockTime::nseconds);
         let interpolation = settings.prompt_interpolation.into();
         let arrived = self.arrived.take().map(Ok);
+        let wanted = self.wanted.as_ref().map(|(wanted, _)| wanted);
+        let settled = wanted.is_some() && wanted == self.watch.prompts().map(|p| &**p);
         match arrived.or_else(|| self.prompts.take_new()) {
+            // Asked for and taken back, or asked for once more.
+            Some(Ok(_)) if settled => {}
             Some(Ok(encoded)) => {
                 if let Some(cut) = &encoded.cut {
                     observer.warned(cut);
