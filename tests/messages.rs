@@ -342,6 +342,38 @@ fn the_filter_tells_when_it_begins_and_ends_not_of_every_frame() {
     assert!(pts > time(48) && pts < time(56), "{pts}");
 }
 
+/// Frames that fill a gap share the picture before them too, but that is not the filter's doing, and nothing stands still.
+#[test]
+fn frames_that_fill_gaps_are_not_the_filters() {
+    for filter in ["false", "true"] {
+        let settings = [("t-index-list", "35"), ("similarity-filter", filter)];
+        let rig = Rig::playing(&settings, &rgb());
+        for k in 0..20 {
+            let mut frame = buffer(picture(4 * (k / 2)), k);
+            if k % 2 == 1 {
+                frame.make_mut().set_flags(gst::BufferFlags::GAP);
+            }
+            rig.push(frame);
+        }
+        assert_eq!(stat(&rig.element, "skipped"), 10);
+        let messages = told(&rig);
+        assert!(of(&messages, "skipping").is_empty(), "{messages:?}");
+        // They are no sign of movement either, and do not count.
+        if filter == "true" {
+            let still = |k| rig.push(buffer(picture(0), k));
+            (20..23).for_each(still);
+            let mut gap = buffer(picture(0), 23);
+            gap.make_mut().set_flags(gst::BufferFlags::GAP);
+            rig.push(gap);
+            (24..30).for_each(|k| rig.push(buffer(picture(4 * (k - 20)), k)));
+            let messages = told(&rig);
+            assert_eq!(of(&messages, "skipping").len(), 1, "{messages:?}");
+            let resumed = of(&messages, "resumed").remove(0);
+            assert_eq!(resumed.get::<u64>("skipped"), Ok(2));
+        }
+    }
+}
+
 #[test]
 fn statistics_are_whole() {
     let rig = Rig::playing(TWO_STEPS, &rgb());

@@ -109,7 +109,8 @@ impl Watch {
         }
         let change = match processed {
             true => self.skipping.processed(similarity, alike),
-            false => self.skipping.skipped(skipped, similarity.unwrap_or(1.0)),
+            // Those that were not compared fill a gap.
+            false => similarity.and_then(|s| self.skipping.skipped(skipped, s)),
         };
         if let Some(change) = change {
             observer.skipping(change, first);

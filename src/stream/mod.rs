@@ -131,9 +131,9 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         let again = !std::mem::take(&mut self.fresh) && self.last_entered.is_some();
         let group = self.take_group()?;
         let count = group.tags.len() as u64;
+        self.similarity = None;
         let skipped = again || self.resembles_last(&group.pictures)?;
-        if let (Some(listener), Some(similarity), false) = (&self.listener, self.similarity, again)
-        {
+        if let (Some(listener), Some(similarity)) = (&self.listener, self.similarity) {
             listener(Happening::Compared {
                 frames: &group.tags,
                 similarity,
@@ -155,8 +155,8 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         self.advance()
     }
 
+    /// Whether the similarity filter skips these pictures.
     fn resembles_last(&mut self, pictures: &D::Tensor) -> Result<bool> {
-        self.similarity = None;
         Ok(match (self.settings.similarity, &self.last_entered) {
             // Without pictures to start from, those that come in say nothing about those that come out.
             (Some(settings), Some(last))
