@@ -226,7 +226,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         count(
             "frame-buffer-size",
             "Frame buffer size",
-            "Frames that go through the model together; more give more throughput and more delay",
+            "Frames that go through the model together; more give more throughput and more delay. They go by the prompt and the other values of the last of them, but each by its own mix",
             1..=16,
             default::FRAME_BUFFER_SIZE,
             AT_START,
@@ -318,7 +318,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         ),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped (by the similarity filter, or as they fill a gap), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps (going out) and in-fps; latency-ns (as reported); width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); engines (of TensorRT: which, found or built, when and why); launched (on a GPU: how many frames as one graph); vram (bytes of the GPU's memory in use, by whomever; 0 on the CPU); load-time-ns; prompt and negative-prompt in force; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped (by the similarity filter, or as they fill a gap), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps (going out) and in-fps; latency-ns (as reported); width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); engines (of TensorRT: which, found or built, when and why); launched (on a GPU: how many frames as one graph); vram (bytes of the GPU's memory in use, by whomever; 0 on the CPU); load-time-ns; prompt and negative-prompt in force, or that those are turning into; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]

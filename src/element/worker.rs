@@ -250,7 +250,9 @@ pub type Teller = Arc<dyn Fn(std::fmt::Arguments<'_>) + Send + Sync>;
 pub trait Observer: Send + Sync + 'static {
     /// The model is being loaded.
     fn loading(&self, loading: Loading<'_>);
-    /// These prompts are in force; the frame is the first that goes through all its steps with them.
+    /// The prompts in force begin to turn into these ones, over `length` nanoseconds from this frame on.
+    fn prompts_turn(&self, prompts: &Prompts, length: u64, first: Stamp);
+    /// These prompts are in force, and no others; the frame is the first that goes through all its steps with them alone.
     fn prompts_applied(&self, prompts: &Prompts, first: Stamp);
     /// The similarity filter began to skip frames, or stopped, with this one.
     fn skipping(&self, change: Change, with: Stamp);
