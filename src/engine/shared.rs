@@ -31,8 +31,8 @@ pub struct Loaded<M = OnnxModel> {
 struct Key {
     path: PathBuf,
     files: Vec<(PathBuf, u64, Option<SystemTime>)>,
-    /// The number of the GPU; 0 for the host, which there is one of.
-    device: usize,
+    /// The identity of the GPU, of which one that was opened anew has another; 0 for the host, which there is one of.
+    device: u64,
 }
 
 /// Held while its model loads, so that whoever wants the same one waits for it, and nobody else does.
@@ -50,7 +50,7 @@ impl<M> Cache<M> {
     fn get(
         &self,
         path: &Path,
-        device: usize,
+        device: u64,
         open: impl FnOnce(&ModelFolder) -> Result<M>,
     ) -> Result<Arc<Loaded<M>>> {
         self.get_with(path, device, &[], open)
@@ -60,7 +60,7 @@ impl<M> Cache<M> {
     fn get_with(
         &self,
         path: &Path,
-        device: usize,
+        device: u64,
         more: &[PathBuf],
         open: impl FnOnce(&ModelFolder) -> Result<M>,
     ) -> Result<Arc<Loaded<M>>> {
@@ -106,7 +106,7 @@ static CUDA: Cache<CudaModel> = Cache::new();
 /// The same, run by ONNX Runtime on a GPU.
 #[cfg(feature = "cuda")]
 pub fn load_cuda(path: &Path, gpu: &Cuda, tell: Telling<'_>) -> Result<Arc<Loaded<CudaModel>>> {
-    CUDA.get(path, gpu.ordinal(), |folder| {
+    CUDA.get(path, gpu.identity(), |folder| {
         super::onnxruntime::open_cuda_telling(folder, gpu, tell)
     })
 }
@@ -131,12 +131,12 @@ pub fn load_tensorrt(
     let supply = Supply::provide(&folder, wanted, capability, &engines, building)?;
     let files = supply.engines.iter().map(|key| engines.path(key));
     let files: Vec<_> = files.collect();
-    TENSORRT.get_with(path, gpu.ordinal(), &files, |folder| {
+    TENSORRT.get_with(path, gpu.identity(), &files, |folder| {
         super::tensorrt::open(folder, gpu, &supply, &engines, tell)
     })
 }
 
-fn key(path: &Path, device: usize) -> Result<Key> {
+fn key(path: &Path, device: u64) -> Result<Key> {
     let canonical = path.canonicalize().map_err(|e| {
         Error::not_found(
             path,
