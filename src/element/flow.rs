@@ -1,23 +1,17 @@
-//! The way of a buffer through the element, on the streaming thread.
+//! The way of a buffer into the element and through it, on the streaming thread; `departure.rs` is its way out.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
-use gst_base::subclass::base_transform::{InputBuffer, PrepareOutputBufferSuccess};
 use gst_base::subclass::prelude::*;
-use gst_video::prelude::*;
 
 use super::frame_clock::FrameClock;
 use super::imp::StreamDiffusion;
 use super::late::Fate;
-use super::lateness::Upstream;
-use super::runtime::{Picture, Written};
 use super::settings::Settings;
-use super::state::{Export, Last, Outgoing, UnderWay};
-use super::timeline::{Departure, Shown};
+use super::state::UnderWay;
 use super::worker::{Finished, Frame, Moment, Restyled, Stamp, Unanswered};
 use super::{CAT, Timing, errors};
 use crate::error::Error;
@@ -202,54 +196,6 @@ impl StreamDiffusion {
         }
     }
 
-    /// Tells the pipeline when the latency has changed enough.
-    fn tell_latency(
-        &self,
-        (held_back, depth): (usize, usize),
-        group: usize,
-        took: Option<Duration>,
-    ) {
-        let (announced, short) = {
-            let mut latency = self.latency.lock();
-            let announced = latency
-                .update(held_back, depth, group, took)
-                .then(|| latency.announce());
-            (announced, latency.too_little_pinned())
-        };
-        if let Some(known) = short {
-            gst::warning!(
-                CAT,
-                imp = self,
-                "The latency property is set to less than it takes, which is {known}"
-            );
-        }
-        if let Some(announced) = announced {
-            self.post_latency(announced);
-        }
-    }
-
-    fn post_latency(&self, announced: gst::ClockTime) {
-        gst::debug!(CAT, imp = self, "Latency is now {announced}");
-        let message = gst::message::Latency::builder().src(&*self.obj()).build();
-        if self.obj().post_message(message).is_err() {
-            gst::debug!(CAT, imp = self, "No bus to tell the latency to");
-        }
-    }
-
-    /// Has a fixed latency told to the pipeline, in nanoseconds; -1: what is known of it.
-    pub(super) fn pin_latency(&self, latency: i64) {
-        let pinned = u64::try_from(latency)
-            .ok()
-            .map(gst::ClockTime::from_nseconds);
-        let announced = {
-            let mut latency = self.latency.lock();
-            latency.pin(pinned).then(|| latency.announce())
-        };
-        if let Some(announced) = announced {
-            self.post_latency(announced);
-        }
-    }
-
     /// Whether the model is loaded; waits for it if `wait` says so.
     pub(super) fn model_is_loaded(&self, wait: bool) -> Result<bool, gst::FlowError> {
         let (asker, asked) = {
@@ -347,143 +293,6 @@ impl StreamDiffusion {
         }
     }
 
-    /// The next buffer to push, after the events before it.
-    pub(super) fn next_out(&self) -> Result<Option<gst::Buffer>, gst::FlowError> {
-        loop {
-            let complete = self.state.lock().outgoing.pop_front();
-            let next = match complete {
-                Some(outgoing) => Some(outgoing),
-                None => self.depart()?,
-            };
-            match next {
-                Some(Outgoing::Event(event)) => {
-                    self.parent_sink_event(event);
-                }
-                Some(Outgoing::Frame(written)) => {
-                    let buffer = written.into_buffer().map_err(|error| self.fail(&error))?;
-                    return Ok(Some(buffer));
-                }
-                None => return Ok(None),
-            }
-        }
-    }
-
-    /// What comes next on the timeline, if its turn has come, complete.
-    fn depart(&self) -> Result<Option<Outgoing>, gst::FlowError> {
-        loop {
-            let departure = self.state.lock().timeline.depart();
-            return Ok(match departure {
-                Some(Departure::Event(event)) => Some(Outgoing::Event(event)),
-                Some(Departure::Frame { input, shown }) => match self.export(&input, shown)? {
-                    Some(written) => Some(Outgoing::Frame(written)),
-                    None => continue,
-                },
-                None => None,
-            });
-        }
-    }
-
-    /// An output buffer with the timestamps, flags and metas of `input`; none if there is nothing to show for it.
-    fn export(&self, input: &gst::Buffer, shown: Shown) -> Result<Option<Written>, gst::FlowError> {
-        let repeats = matches!(shown, Shown::Again);
-        let shared = match (&self.state.lock().last, &shown) {
-            (Some(last), Shown::Again) => Some(last.memory.copy()),
-            (Some(last), Shown::Picture(picture)) => match &last.picture {
-                Some(known) if known.is(picture) => Some(last.memory.copy()),
-                _ => None,
-            },
-            _ => None,
-        };
-        let mut output = match (shared, shown) {
-            (Some(mut output), _) => {
-                self.parent_copy_metadata(input, output.make_mut())
-                    .map_err(|err| {
-                        err.log_with_imp(self);
-                        gst::FlowError::Error
-                    })?;
-                output.into()
-            }
-            (None, Shown::Picture(picture)) => {
-                let mut output = self.write(&picture, self.room(input)?)?;
-                self.remember(Some(picture), &mut output)?;
-                output
-            }
-            (None, Shown::Input(pixels)) => {
-                let mut output = self.room(input)?;
-                let passed = self.state.lock().pass(&pixels, output.make_mut());
-                passed.map_err(|error| self.fail(&error))?;
-                let mut output = output.into();
-                self.remember(None, &mut output)?;
-                output
-            }
-            (None, Shown::Again) => {
-                // Pictures stopped being kept for it meanwhile.
-                self.state.lock().left_out = true;
-                return Ok(None);
-            }
-        };
-        let flags = gst_video::VideoBufferFlags::INTERLACED
-            | gst_video::VideoBufferFlags::TFF
-            | gst_video::VideoBufferFlags::RFF
-            | gst_video::VideoBufferFlags::ONEFIELD;
-        (output.buffer_mut().make_mut()).unset_video_flags(flags);
-        self.story.leaves(self, input.pts());
-        let mut stats = self.stats.lock();
-        stats.frame_left();
-        if repeats {
-            stats.frame_repeated();
-        }
-        drop(stats);
-        Ok(Some(output))
-    }
-
-    /// An output buffer for `input`, with nothing in it yet.
-    fn room(&self, input: &gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
-        match self.parent_prepare_output_buffer(InputBuffer::Readable(input))? {
-            PrepareOutputBufferSuccess::Buffer(output) => Ok(output),
-            PrepareOutputBufferSuccess::InputBuffer => Err(gst::FlowError::Error),
-        }
-    }
-
-    /// Keeps what is in `output` for frames that show the same, for which it must be complete; without such the pool's memory
-    /// goes straight back.
-    fn remember(
-        &self,
-        picture: Option<Picture>,
-        output: &mut Written,
-    ) -> Result<(), gst::FlowError> {
-        let shared = {
-            let settings = self.settings.lock();
-            settings.similarity_filter || settings.repeats_late()
-        };
-        let last = match shared {
-            true => {
-                let buffer = output.complete().map_err(|error| self.fail(&error))?;
-                memory_only(buffer).map(|memory| Last { picture, memory })
-            }
-            false => None,
-        };
-        self.state.lock().last = last;
-        Ok(())
-    }
-
-    /// Writes a picture into an output buffer: this thread or, on a GPU, the worker.
-    fn write(&self, picture: &Picture, output: gst::Buffer) -> Result<Written, gst::FlowError> {
-        let (export, asker) = {
-            let mut state = self.state.lock();
-            (state.export(picture, output), state.asker.clone())
-        };
-        match export.map_err(|error| self.fail(&error))? {
-            Export::Complete(output) => Ok(output.into()),
-            Export::Asked(output) => {
-                let asker = asker.ok_or(gst::FlowError::Flushing)?;
-                asker
-                    .write(&self.interrupt, picture.clone(), output)
-                    .map_err(|unanswered| self.unanswered(unanswered))
-            }
-        }
-    }
-
     /// Finishes and pushes all frames under way, so that what comes next does not overtake them.
     pub(super) fn drain(&self) -> Result<(), gst::FlowError> {
         self.collect(0)?;
@@ -534,24 +343,8 @@ impl StreamDiffusion {
         self.interrupt.end();
     }
 
-    pub(super) fn answer_latency(&self, query: &mut gst::query::Latency) -> bool {
-        let mut upstream = gst::query::Latency::new();
-        if !self.obj().sink_pad().peer_query(&mut upstream) {
-            return false;
-        }
-        let (live, min, max) = upstream.result();
-        self.lateness.lock().upstream = Upstream::of((live, min, max));
-        let (own, held) = {
-            let latency = self.latency.lock();
-            (latency.own(), latency.held())
-        };
-        // Frames held back are copies, so they are capacity that upstream does not need to have.
-        query.set(live, min + own, max.map(|max| max + held));
-        true
-    }
-
     /// What a wait without an answer comes to; posts the error if nobody has.
-    fn unanswered(&self, unanswered: Unanswered) -> gst::FlowError {
+    pub(super) fn unanswered(&self, unanswered: Unanswered) -> gst::FlowError {
         match unanswered {
             Unanswered::Flushing => gst::FlowError::Flushing,
             Unanswered::Gone => gst::FlowError::Error,
@@ -559,7 +352,7 @@ impl StreamDiffusion {
         }
     }
 
-    fn fail(&self, error: &Error) -> gst::FlowError {
+    pub(super) fn fail(&self, error: &Error) -> gst::FlowError {
         self.post_error_message(errors::message(error));
         gst::FlowError::Error
     }
@@ -580,22 +373,4 @@ fn without_memory(buffer: &gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
         })
     });
     Ok(copy)
-}
-
-/// The memory of a buffer (not a copy of it) and its layout, without what belongs to one frame only.
-fn memory_only(buffer: &gst::Buffer) -> Option<gst::Buffer> {
-    let mut copy = buffer.copy_region(gst::BufferCopyFlags::MEMORY, ..).ok()?;
-    if let Some(layout) = buffer.meta::<gst_video::VideoMeta>() {
-        gst_video::VideoMeta::add_full(
-            copy.make_mut(),
-            gst_video::VideoFrameFlags::empty(),
-            layout.format(),
-            layout.width(),
-            layout.height(),
-            layout.offset(),
-            layout.stride(),
-        )
-        .ok()?;
-    }
-    Some(copy)
 }

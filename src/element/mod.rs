@@ -48,6 +48,7 @@ use gst::prelude::*;
 
 pub use model_path::bundled as bundled_model;
 
+mod announce;
 #[cfg(all(feature = "cuda", feature = "tensorrt"))]
 mod building;
 mod caps;
@@ -57,6 +58,7 @@ mod continuity;
 mod cuda;
 mod cue_pad;
 mod cues;
+mod departure;
 mod encoding;
 mod enums;
 mod errors;
