@@ -146,6 +146,24 @@ fn noise_is_added_as_on_the_host() {
 }
 
 /// Three slots of one shape through `steps` fused steps on `device`.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn noise_on_an_arc_is_that_of_the_host() {
+    let gpu = gpu();
+    for shape in SHAPES {
+        let count = shape.iter().product();
+        let (a, b) = (values(count, 21), values(count, 22));
+        let [x, y] = [&a, &b].map(|data| gpu.upload(&shape, data).unwrap());
+        for share in [0.0, 0.25, 0.5, 1.0] {
+            let found = gpu.download(&gpu.slerp(share, &x, &y).unwrap()).unwrap();
+            let [x, y] = [&a, &b].map(|data| Host.upload(&shape, data).unwrap());
+            close(&found, &Host.slerp(share, &x, &y).unwrap());
+        }
+        let other = gpu.upload(&[2, count], &[a.clone(), b.clone()].concat());
+        assert!(gpu.slerp(0.5, &x, &other.unwrap()).is_err());
+    }
+}
+
 fn stepped<D: Device>(device: &D, shape: [usize; 4], steps: usize) -> Result<Vec<D::Tensor>> {
     let count = shape.iter().product::<usize>();
     let tensor = |seed| device.upload(&shape, &values(count, seed));

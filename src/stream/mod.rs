@@ -142,7 +142,7 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     texts: Texts<M>,
     plan: Arc<Plan<D::Tensor>>,
     /// Draws the noise that frames enter with, where it changes.
-    noises: Noises,
+    noises: Noises<D::Tensor>,
     /// Draws the image encoder's samples, where the model asks for them; goes on where the noise maps stopped.
     posterior: TorchGenerator,
     filter: SimilarityFilter,
@@ -502,9 +502,9 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     /// The noise that the next `frames` frames enter with, where it is not the plan's.
     fn entering_noise(&mut self, frames: usize) -> Result<Option<D::Tensor>> {
         let [c, h, w] = self.latent;
-        let maps: Option<Vec<_>> = (0..frames).map(|_| self.noises.next(c * h * w)).collect();
-        maps.map(|maps| self.device.upload(&[frames, c, h, w], &maps.concat()))
-            .transpose()
+        let mut next = || self.noises.next(&self.device, &[1, c, h, w]);
+        let maps = (0..frames).map(|_| next().transpose()).collect::<Option<Result<Vec<_>>>>();
+        maps.map(|maps| self.device.stack(maps?)).transpose()
     }
 
     /// One step for every slot in flight, by one U-Net call; gives the pictures of the slots that are done.

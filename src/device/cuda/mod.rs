@@ -31,12 +31,12 @@ pub use list::{Launches, Work};
 pub use peer::KeptContext;
 pub use tensor::{CudaTensor, Element};
 
-use super::{Device, HostTensor, Update, unlike};
+use super::{Device, HostTensor, Update, apart, unlike};
 use crate::error::{Error, Result};
 use context::{Gpu, Restore, failed};
 use kernels::{
     BlendRow, COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Kernel, Kernels,
-    PosteriorRow,
+    PosteriorRow, SlerpRow,
 };
 use list::List;
 
@@ -398,6 +398,31 @@ impl Cuda {
         lists.entry(thread::current().id()).or_default().clone()
     }
 
+    /// Notes down the sums `<a, b>`, `<a, a>` and `<b, b>` of two f16 tensors of one length; in f32 in the tensor that comes
+    /// back.
+    fn sums(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        half_alike("sums", &[a, b])?;
+        let sums = self.empty(&[3], Element::F32)?;
+        let partial = self.empty(&[COSINE_PARTIAL_BYTES / 4], Element::F32)?;
+        let finished = self.upload_as(&[4], &[0.0; 4], Element::I32)?;
+        let row = CosineRow {
+            a: a.pointer(),
+            b: b.pointer(),
+            out: sums.pointer(),
+            partial: partial.pointer(),
+            finished: finished.pointer(),
+            len: length(a)?,
+            unused: 0,
+        };
+        let list = self.list();
+        let mut list = list.lock();
+        list.launch(Kernel::Cosine, &[row], row.len);
+        for tensor in [a, b, &sums, &partial, &finished] {
+            list.keep(tensor);
+        }
+        Ok(sums)
+    }
+
     /// Notes down combinations of tensors, and keeps these.
     fn combine(&self, rows: &[CombineRow], kept: &[CudaTensor]) {
         let longest = rows.iter().map(|row| row.len).max().unwrap_or(0);
@@ -474,27 +499,7 @@ impl Device for Cuda {
     }
 
     fn cosine(&self, a: &CudaTensor, b: &CudaTensor) -> Result<f32> {
-        half_alike("cosine", &[a, b])?;
-        let sums = self.empty(&[3], Element::F32)?;
-        let partial = self.empty(&[COSINE_PARTIAL_BYTES / 4], Element::F32)?;
-        let finished = self.upload_as(&[4], &[0.0; 4], Element::I32)?;
-        let row = CosineRow {
-            a: a.pointer(),
-            b: b.pointer(),
-            out: sums.pointer(),
-            partial: partial.pointer(),
-            finished: finished.pointer(),
-            len: length(a)?,
-            unused: 0,
-        };
-        {
-            let list = self.list();
-            let mut list = list.lock();
-            list.launch(Kernel::Cosine, &[row], row.len);
-            for tensor in [a, b, &sums, &partial, &finished] {
-                list.keep(tensor);
-            }
-        }
+        let sums = self.sums(a, b)?;
         let sums = self.download(&sums)?;
         let &[ab, aa, bb] = sums.data() else {
             return Err(Error::engine("CUDA", "gave no cosine"));
@@ -527,6 +532,29 @@ impl Device for Cuda {
             ..CombineRow::default()
         };
         self.combine(&[row], &[out.clone(), latents.clone(), noise.clone()]);
+        Ok(out)
+    }
+
+    fn slerp(&self, share: f64, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        if a.shape() != b.shape() {
+            return Err(apart(a.shape(), b.shape()));
+        }
+        let sums = self.sums(a, b)?;
+        let out = self.empty(a.shape(), Element::F16)?;
+        let row = SlerpRow {
+            a: a.pointer(),
+            b: b.pointer(),
+            out: out.pointer(),
+            sums: sums.pointer(),
+            t: share as f32,
+            len: length(a)?,
+        };
+        let list = self.list();
+        let mut list = list.lock();
+        list.launch(Kernel::Slerp, &[row], row.len);
+        for tensor in [a, b, &sums, &out] {
+            list.keep(tensor);
+        }
         Ok(out)
     }
 
