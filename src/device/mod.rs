@@ -109,5 +109,8 @@ fn unlike(over: &[usize], under: &[usize], shares: usize) -> Error {
 
 /// What there is no arc between.
 fn apart(a: &[usize], b: &[usize]) -> Error {
-    Error::engine("noise", format!("of shapes {a:?} and {b:?}, expected one shape"))
+    Error::engine(
+        "noise",
+        format!("of shapes {a:?} and {b:?}, expected one shape"),
+    )
 }

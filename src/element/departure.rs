@@ -6,7 +6,7 @@ use gst_video::prelude::*;
 
 use super::imp::StreamDiffusion;
 use super::runtime::{Picture, Written};
-use super::state::{Export, Last, Outgoing};
+use super::state::{Exported, Last, Outgoing};
 use super::timeline::{Departure, Shown};
 
 impl StreamDiffusion {
@@ -47,11 +47,7 @@ impl StreamDiffusion {
     }
 
     /// An output buffer with the timestamps, flags and metas of `input`; none if there is nothing to show for it.
-    fn export(
-        &self,
-        input: &gst::Buffer,
-        shown: Shown,
-    ) -> Result<Option<Written>, gst::FlowError> {
+    fn export(&self, input: &gst::Buffer, shown: Shown) -> Result<Option<Written>, gst::FlowError> {
         let repeats = matches!(shown, Shown::Again);
         let shared = match (&self.state.lock().last, &shown) {
             (Some(last), Shown::Again) => Some(last.memory.copy()),
@@ -141,8 +137,8 @@ impl StreamDiffusion {
             (state.export(picture, output), state.asker.clone())
         };
         match export.map_err(|error| self.fail(&error))? {
-            Export::Complete(output) => Ok(output.into()),
-            Export::Asked(output) => {
+            Exported::Complete(output) => Ok(output.into()),
+            Exported::Asked(output) => {
                 let asker = asker.ok_or(gst::FlowError::Flushing)?;
                 asker
                     .write(&self.interrupt, picture.clone(), output)

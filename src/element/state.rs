@@ -94,7 +94,7 @@ enum Conversion {
 }
 
 /// What became of a picture to write.
-pub(super) enum Export {
+pub(super) enum Exported {
     /// The frame is complete.
     Complete(gst::Buffer),
     /// The worker is to write it.
@@ -242,17 +242,17 @@ impl State {
         &mut self,
         picture: &Picture,
         mut output: gst::Buffer,
-    ) -> Result<Export, Error> {
+    ) -> Result<Exported, Error> {
         let (Some(video), Some(loaded)) = (&mut self.video, &self.loaded) else {
             return Err(Error::engine("output", "a picture came before its caps"));
         };
         match (video.conversion(loaded, &self.at_start)?, picture) {
             (Conversion::Host(converters), Picture::Host(picture)) => {
                 converters.export(picture, output.make_mut())?;
-                Ok(Export::Complete(output))
+                Ok(Exported::Complete(output))
             }
             #[cfg(feature = "cuda")]
-            (Conversion::Cuda(door), Picture::Cuda(_)) => Ok(Export::Asked(door.output(output))),
+            (Conversion::Cuda(door), Picture::Cuda(_)) => Ok(Exported::Asked(door.output(output))),
             #[cfg(feature = "cuda")]
             _ => Err(Error::engine(
                 "output",

@@ -503,7 +503,9 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     fn entering_noise(&mut self, frames: usize) -> Result<Option<D::Tensor>> {
         let [c, h, w] = self.latent;
         let mut next = || self.noises.next(&self.device, &[1, c, h, w]);
-        let maps = (0..frames).map(|_| next().transpose()).collect::<Option<Result<Vec<_>>>>();
+        let maps = (0..frames)
+            .map(|_| next().transpose())
+            .collect::<Option<Result<Vec<_>>>>();
         maps.map(|maps| self.device.stack(maps?)).transpose()
     }
 

@@ -48,11 +48,7 @@ impl<T: Clone> Noises<T> {
     }
 
     /// The noise map of the next frame on `device`, of `shape`, which is always the same; `None` where it is the seed's own.
-    pub fn next(
-        &mut self,
-        device: &impl Device<Tensor = T>,
-        shape: &[usize],
-    ) -> Result<Option<T>> {
+    pub fn next(&mut self, device: &impl Device<Tensor = T>, shape: &[usize]) -> Result<Option<T>> {
         let step = match self.variation {
             Variation::Fixed => return Ok(None),
             Variation::Fresh => 1.0,
@@ -94,7 +90,7 @@ mod tests {
         TorchGenerator::new(seed).randn(64)
     }
 
-    fn noises(variation: Variation, seed: u64) -> Noises<HostTensor> {
+    fn begin(variation: Variation, seed: u64) -> Noises<HostTensor> {
         Noises::new(variation, seed)
     }
 
@@ -111,19 +107,19 @@ mod tests {
 
     #[test]
     fn fresh_noise_is_that_of_seed_after_seed() {
-        let mut noises = noises(Variation::Fresh, 7);
+        let mut noises = begin(Variation::Fresh, 7);
         for seed in 7..10 {
             assert_eq!(noises.drawn(), Some(map(seed)));
         }
-        assert_eq!(noises(Variation::Fixed, 7).drawn(), None);
-        let mut last = noises(Variation::Fresh, u64::MAX);
+        assert_eq!(begin(Variation::Fixed, 7).drawn(), None);
+        let mut last = begin(Variation::Fresh, u64::MAX);
         last.drawn();
         assert_eq!(last.drawn(), Some(map(0)));
     }
 
     #[test]
     fn a_walk_goes_from_seed_to_seed_in_even_steps() {
-        let mut noises = noises(Variation::Walk { frames: 4 }, 3);
+        let mut noises = begin(Variation::Walk { frames: 4 }, 3);
         let walk: Vec<_> = (0..9).map(|_| noises.drawn().unwrap()).collect();
         assert!(close(&walk[0], &map(3)));
         assert!(close(&walk[4], &map(4)));
@@ -145,10 +141,10 @@ mod tests {
 
     #[test]
     fn a_walk_that_changes_its_speed_does_not_jump() {
-        let mut noises = noises(Variation::Walk { frames: 4 }, 3);
+        let mut noises = begin(Variation::Walk { frames: 4 }, 3);
         noises.drawn();
         noises.drawn();
-        let mut steady = noises(Variation::Walk { frames: 4 }, 3);
+        let mut steady = begin(Variation::Walk { frames: 4 }, 3);
         let expected = [0, 1, 2].map(|_| steady.drawn().unwrap());
         // A controller sets it for every frame.
         noises.set(Variation::Walk { frames: 1000 }, 3);

@@ -520,7 +520,7 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
         return error;
     struct operation operation = {.kind = KERNEL, .name = function, .rows = y};
     /* Of rows it is one address, of frames so many bytes. */
-    size_t size = !strcmp(function, "frame_to_tensor") ? 224 : !strcmp(function, "tensor_to_frame") ? 192 : 8;
+    size_t size = !strcmp(function, "frame_to_tensor") ? 240 : !strcmp(function, "tensor_to_frame") ? 208 : 8;
     memcpy(operation.argument, arguments[0], size);
     pthread_mutex_lock(&lock);
     int i = index_of(stream);

@@ -93,7 +93,10 @@ impl Device for Host {
         if a.shape() != b.shape() {
             return Err(apart(a.shape(), b.shape()));
         }
-        Ok(HostTensor::new(a.shape(), arc::slerp(a.data(), b.data(), share)))
+        Ok(HostTensor::new(
+            a.shape(),
+            arc::slerp(a.data(), b.data(), share),
+        ))
     }
 
     fn step(&self, updates: Vec<Update<'_, HostTensor>>) -> Result<()> {
