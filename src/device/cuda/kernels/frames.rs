@@ -342,7 +342,7 @@ impl TensorToFrame {
     /// From tensors of `width` × `height` pixels to frames of `layout` with these colours.
     ///
     /// # Errors
-    /// When a side is out of range, or tensors are thousands of times as wide as frames.
+    /// When a side is out of range, or tensors are hundreds of times as wide as frames.
     pub fn new(
         (width, height): (usize, usize),
         layout: &VideoLayout,
@@ -445,7 +445,9 @@ mod tests {
                                 assert!(geometry.grid.0 as usize * tile as usize >= width);
                             }
                             Err(error) => {
-                                assert!(ratio > 1000, "{format:?} {frame} {side}: {error}");
+                                // Colour differences on the first of two pixels take more of a row.
+                                let least = if frame % 2 == 0 { 1000 } else { 400 };
+                                assert!(ratio > least, "{format:?} {frame} {side}: {error}");
                                 assert!(error.to_string().contains("too wide"), "{error}");
                             }
                         }
