@@ -351,7 +351,10 @@ fn a_lost_context_is_followed_by_a_new_one() {
         works(&Cuda::new(0).unwrap());
         // One that was opened anew is another one.
         let first = Cuda::new(0).unwrap();
-        assert_ne!(first.identity(), Cuda::new(0).unwrap().identity());
+        let second = Cuda::new(0).unwrap();
+        assert_ne!(first.identity(), second.identity());
+        let stray = second.import_upload(upload(&first, 1), Colour::FULL_RGB, PICTURE);
+        fails(stray.map(drop), &["input", "another device"]);
     });
 }
 

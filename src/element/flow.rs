@@ -244,9 +244,9 @@ impl StreamDiffusion {
 
     /// The frame as the worker wants it; notes it on the timeline.
     ///
-    /// The pixels are copied or lent for a while: from there on only timestamps, flags and metas of the input are kept,
-    /// so that a camera's or a decoder's buffer goes back at once, and one that wraps an application's memory is not
-    /// touched again.
+    /// The pixels are copied, but for those in a GPU's memory: from there on only timestamps, flags and metas of the
+    /// input are kept, so that a camera's or a decoder's buffer goes back at once, and one that wraps an application's
+    /// memory is not touched again.
     fn import(
         &self,
         input: &gst::Buffer,

@@ -32,7 +32,7 @@ struct Key {
     path: PathBuf,
     files: Vec<(PathBuf, u64, Option<SystemTime>)>,
     /// The identity of the GPU, of which one that was opened anew has another; 0 for the host, which there is one of.
-    device: u64,
+    device: usize,
 }
 
 /// Held while its model loads, so that whoever wants the same one waits for it, and nobody else does.
@@ -50,7 +50,7 @@ impl<M> Cache<M> {
     fn get(
         &self,
         path: &Path,
-        device: u64,
+        device: usize,
         open: impl FnOnce(&ModelFolder) -> Result<M>,
     ) -> Result<Arc<Loaded<M>>> {
         self.get_with(path, device, &[], open)
@@ -60,7 +60,7 @@ impl<M> Cache<M> {
     fn get_with(
         &self,
         path: &Path,
-        device: u64,
+        device: usize,
         more: &[PathBuf],
         open: impl FnOnce(&ModelFolder) -> Result<M>,
     ) -> Result<Arc<Loaded<M>>> {
@@ -136,7 +136,7 @@ pub fn load_tensorrt(
     })
 }
 
-fn key(path: &Path, device: u64) -> Result<Key> {
+fn key(path: &Path, device: usize) -> Result<Key> {
     let canonical = path.canonicalize().map_err(|e| {
         Error::not_found(
             path,

@@ -3,6 +3,8 @@
 //! Frames in main memory are copied beside the computing (see [`staging`](super::staging)). What is computed waits for its own
 //! frame to have come up, a copy down for its own picture to be there, and neither for the frames before or after.
 
+use std::sync::Arc;
+
 use cudarc::driver::{DriverError, result};
 
 use super::context::{Restore, failed};
@@ -78,6 +80,9 @@ impl Cuda {
         colour: Colour,
         size: (usize, usize),
     ) -> Result<CudaTensor> {
+        if !Arc::ptr_eq(&self.0, &upload.cuda.0) {
+            return Err(Error::engine("input", "is on its way to another device"));
+        }
         let Some(staging) = upload.staging.take() else {
             return Err(Error::engine("input", "was taken in before"));
         };

@@ -17,7 +17,7 @@ mod tensor;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ use list::List;
 pub struct Cuda(Arc<Inner>);
 
 struct Inner {
-    identity: u64,
+    identity: usize,
     lists: Mutex<HashMap<ThreadId, Arc<Mutex<List>>>>,
     /// Held while something is put on the stream that must not be mixed with what another thread puts there.
     submission: Mutex<()>,
@@ -88,7 +88,7 @@ impl Cuda {
         context::count()?;
         let _restore = Restore::new();
         let gpu = Gpu::new(ordinal)?;
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         Ok(Self(Arc::new(Inner {
             identity: NUMBER.fetch_add(1, Ordering::Relaxed),
             lists: Mutex::default(),
@@ -155,7 +155,7 @@ impl Cuda {
 
     /// Another number for each GPU that was opened, also when one was opened anew. What works on the stream of one of them
     /// is no use to another.
-    pub fn identity(&self) -> u64 {
+    pub fn identity(&self) -> usize {
         self.0.identity
     }
 

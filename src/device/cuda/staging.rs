@@ -15,7 +15,7 @@ use super::pinned::Pinned;
 use super::pool::Buffer;
 use crate::error::Result;
 
-/// Blocks kept for one way while no frame is in them. More than frames that wait for nothing but a copy.
+/// Blocks kept for one way while no frame is in them: as many as frames are commonly on that way at once.
 const KEPT: usize = 4;
 
 /// A frame's memory on both sides.

@@ -79,7 +79,7 @@ pub struct Output {
 pub struct Written {
     buffer: gst::Buffer,
     #[cfg(feature = "cuda")]
-    coming: Option<Download>,
+    coming: Option<Box<Download>>,
 }
 
 impl From<gst::Buffer> for Written {
@@ -99,7 +99,7 @@ impl Written {
     pub fn coming(buffer: gst::Buffer, download: Download) -> Self {
         Self {
             buffer,
-            coming: Some(download),
+            coming: Some(Box::new(download)),
         }
     }
 
@@ -112,7 +112,7 @@ impl Written {
     pub fn complete(&mut self) -> Result<&gst::Buffer> {
         #[cfg(feature = "cuda")]
         if let Some(download) = self.coming.take() {
-            cuda::arrive(download, self.buffer.make_mut())?;
+            cuda::arrive(*download, self.buffer.make_mut())?;
         }
         Ok(&self.buffer)
     }
