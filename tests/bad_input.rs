@@ -30,11 +30,25 @@ fn domain(error: &glib::Error) -> Option<Domain> {
     }
 }
 
+/// When something wrong is found out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum When {
+    /// By the change of state, which fails.
+    AtStart,
+    /// By the first frame, which is refused.
+    AtFirstFrame,
+}
+
 /// The element must refuse to work with an error of this domain that has all `parts`, and work after `repair`.
 #[track_caller]
-fn refuses(rig: &Rig, expected: Domain, parts: &[&str], repair: impl Fn()) {
-    rig.play(&rgb());
-    assert_eq!(rig.src.push(frame(0)), Err(gst::FlowError::Error));
+fn refuses(rig: &Rig, when: When, expected: Domain, parts: &[&str], repair: impl Fn()) {
+    match when {
+        When::AtStart => assert!(rig.element.set_state(gst::State::Playing).is_err()),
+        When::AtFirstFrame => {
+            rig.play(&rgb());
+            assert_eq!(rig.src.push(frame(0)), Err(gst::FlowError::Error));
+        }
+    }
     let error = rig.error();
     let text = error.message();
     assert_eq!(domain(&error), Some(expected), "{text}");
@@ -72,7 +86,12 @@ fn settings_that_cannot_be() {
     ] {
         let rig = Rig::new(&[(name, bad)], Neighbours::default());
         let parts = [&[name][..], parts].concat();
-        refuses(&rig, Domain::Library, &parts, || {
+        // What sizes a model can do is known when it is loaded.
+        let when = match name {
+            "width" | "height" => When::AtFirstFrame,
+            _ => When::AtStart,
+        };
+        refuses(&rig, when, Domain::Library, &parts, || {
             set(&rig.element, &[(name, good)]);
         });
     }
@@ -146,7 +165,7 @@ fn model_folders_that_cannot_be() {
         let path = folder.path().to_str().unwrap();
         let rig = Rig::new(&[("model", path)], Neighbours::default());
         let parts = [&[path][..], parts].concat();
-        refuses(&rig, expected, &parts, || {
+        refuses(&rig, When::AtStart, expected, &parts, || {
             set(&rig.element, &[("model", parity().to_str().unwrap())]);
         });
         let _ = fs::remove_file(folder.path());
@@ -183,9 +202,15 @@ fn a_model_path_may_be_any_bytes() {
     let odd = std::path::PathBuf::from(std::ffi::OsString::from_vec(name.clone()));
     std::os::unix::fs::symlink(parity(), odd).unwrap();
     let odd = std::ffi::CString::new(name).unwrap();
-    refuses(&rig, Domain::Resource, &["/no/such/"], || {
-        set_bytes(&rig.element, c"model", &odd);
-    });
+    refuses(
+        &rig,
+        When::AtStart,
+        Domain::Resource,
+        &["/no/such/"],
+        || {
+            set_bytes(&rig.element, c"model", &odd);
+        },
+    );
 }
 
 #[test]

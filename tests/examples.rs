@@ -191,7 +191,9 @@ fn the_web_page_works_in_a_browser() {
             .arg(root().join("tests/examples/test_web.py"))
             .arg("-v"),
     );
-    assert!(tests.finish().success(), "{}", tests.told());
+    // They have limits of their own for each thing that must happen.
+    let status = tests.finish_within(10 * std::time::Duration::from(PATIENCE));
+    assert!(status.success(), "{}", tests.told());
     assert!(tests.count("Ran 5 tests") == 1, "{}", tests.told());
 }
 

@@ -6,8 +6,8 @@ mod common;
 use common::*;
 
 /// What lies between two frames. Long, so that a busy machine does not count.
-const FRAME: u64 = 200_000_000;
-const FRAMES: usize = 32;
+const FRAME: u64 = 400_000_000;
+const FRAMES: usize = 26;
 /// Frames that wait for the model or make up for that, and so say nothing.
 const AT_START: usize = 12;
 /// Lists of 1 to 4 steps.
@@ -81,7 +81,7 @@ fn compare(depth: usize) -> Result<(), String> {
         .zip(&cases)
         .map(|(i, case)| {
             format!(
-                "videotestsrc is-live=true num-buffers={FRAMES} ! video/x-raw,width=64,height=64,framerate=5/1 ! \
+                "videotestsrc is-live=true num-buffers={FRAMES} ! video/x-raw,width=64,height=64,framerate=5/2 ! \
                  streamdiffusion name=it{i} model={} backend=onnxruntime-cpu late-policy=none {} ! \
                  fakesink name=sink{i} sync=false",
                 parity().display(),

@@ -109,6 +109,21 @@ fn loading_is_told_from_start_to_end() {
 
 #[test]
 fn a_failure_ends_the_progress_after_its_error() {
+    let folder = unloadable();
+    let path = folder.path().to_str().unwrap();
+    let rig = Rig::new(&[("model", path)], Neighbours::default());
+    rig.element.set_state(gst::State::Paused).unwrap();
+    let messages = until(&rig, gst::ProgressType::Error);
+    let names = names(&messages);
+    assert_eq!(names[0], "Start");
+    assert_eq!(names[names.len() - 2..], ["error message", "Error"]);
+    assert!(progress_text(messages.last().unwrap()).contains(path));
+    rig.element.set_state(gst::State::Null).unwrap();
+    assert!(told(&rig).is_empty());
+}
+
+#[test]
+fn what_is_no_model_has_no_progress() {
     let folder = Folder::model();
     std::fs::write(folder.file("vae_decoder/model.onnx"), "no graph").unwrap();
     // An error that quotes what no C string can hold.
@@ -117,15 +132,28 @@ fn a_failure_ends_the_progress_after_its_error() {
     let paths = [&folder, &odd].map(|folder| folder.path().to_str().unwrap());
     for path in [paths[0], paths[1], "/no/such/folder"] {
         let rig = Rig::new(&[("model", path)], Neighbours::default());
-        rig.element.set_state(gst::State::Paused).unwrap();
-        let messages = until(&rig, gst::ProgressType::Error);
-        let names = names(&messages);
-        assert_eq!(names[0], "Start");
-        assert_eq!(names[names.len() - 2..], ["error message", "Error"]);
-        assert!(progress_text(messages.last().unwrap()).contains(path));
+        assert!(rig.element.set_state(gst::State::Paused).is_err());
+        assert_eq!(names(&told(&rig)), ["error message"], "{path}");
         rig.element.set_state(gst::State::Null).unwrap();
         assert!(told(&rig).is_empty());
     }
+}
+
+/// A model folder whose image decoder nothing can run, which is not seen before it is loaded.
+fn unloadable() -> Folder {
+    let folder = Folder::model();
+    let file = folder.file("vae_decoder/model.onnx");
+    let mut graph = std::fs::read(&file).unwrap();
+    let mut renamed = 0;
+    for at in 0..graph.len() - 4 {
+        if &graph[at..at + 4] == b"Conv" {
+            graph[at..at + 4].copy_from_slice(b"Vonc");
+            renamed += 1;
+        }
+    }
+    assert!(renamed > 0);
+    std::fs::write(file, graph).unwrap();
+    folder
 }
 
 /// The frame that the message names is the first that shows the new prompt and nothing of the old one.
@@ -346,12 +374,18 @@ fn a_model_is_loaded_before_the_element_starts() {
     rig.stop();
     rig.element.set_state(gst::State::Ready).unwrap();
     assert!(load(&rig));
-    set(&rig.element, &[("model", "/no/such/folder")]);
+    let spoiled = unloadable();
+    set(&rig.element, &[("model", &path(&spoiled))]);
     rig.element.set_state(gst::State::Paused).unwrap();
     until(&rig, gst::ProgressType::Error);
     rig.element.set_state(gst::State::Ready).unwrap();
     assert!(load(&rig));
     until(&rig, gst::ProgressType::Error);
+    // Of one that is none it is said at once.
+    told(&rig);
+    set(&rig.element, &[("model", "/no/such/folder")]);
+    assert!(!load(&rig));
+    assert_eq!(names(&told(&rig)), ["error message"]);
     set(&rig.element, &[("model", &path(&one))]);
     rig.play(&rgb());
     rig.push_frames(0..1);

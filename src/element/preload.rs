@@ -12,6 +12,7 @@ use super::stats::Stats;
 use super::venue::Venue;
 use super::worker::Worker;
 use super::{Backend, BuildEngines, CAT, errors, model_path};
+use crate::model::ModelFolder;
 
 /// What decides which model is loaded, and where.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +37,12 @@ impl Order {
             build_engines: settings.build_engines,
         })
     }
+
+    /// The model's folder. Looked into before anything is begun, so that the change of state itself fails where it is no
+    /// model: an error that comes while it is going on is missed by some who wait for it, as by gst-launch-1.0.
+    fn folder(&self) -> Result<ModelFolder, gst::ErrorMessage> {
+        ModelFolder::open(&self.model).map_err(|error| errors::message(&error))
+    }
 }
 
 /// A worker that loads, or has loaded, a model for an element that has not started yet.
@@ -54,7 +61,7 @@ impl StreamDiffusion {
             return false;
         }
         let settings = self.settings.lock().clone();
-        let order = match Order::of(&settings) {
+        let order = match Order::of(&settings).and_then(|order| order.folder().map(|_| order)) {
             Ok(order) => order,
             Err(error) => {
                 self.post_error_message(error);
@@ -102,6 +109,7 @@ impl StreamDiffusion {
     /// The worker that has the model that `settings` ask for: the one that loads it already, else a new one.
     pub(super) fn loading_worker(&self, settings: &Settings) -> Result<Worker, gst::ErrorMessage> {
         let order = Order::of(settings)?;
+        (settings.check(&order.folder()?)).map_err(|error| errors::message(&error))?;
         let preload = self.preload.lock().take();
         if let Some(preload) = preload
             && preload.order == order

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::engine::Limits;
 use crate::error::{Error, Result};
-use crate::model::{ConsistencyMethod, Manifest};
-use crate::stream::schedule::spread_indices;
+use crate::model::{ConsistencyMethod, Manifest, ModelFolder};
+use crate::stream::schedule::{schedule, spread_indices};
 use crate::stream::{self, CfgType, Guidance, Interpolation, Method, Similarity, Variation};
 
 use super::{
@@ -276,6 +276,16 @@ impl Settings {
             similarity: self.similarity(),
             mix: self.mix,
         })
+    }
+
+    /// Whether a stream of the model in `folder` can begin with them, as far as that can be told before the first frame.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::error::Error::Setting) that names `t-index-list` or `num-inference-steps`.
+    pub fn check(&self, folder: &ModelFolder) -> Result<()> {
+        let settings = self.stream(folder.manifest(), folder.scheduler().method)?;
+        let (method, steps) = (settings.method, settings.num_inference_steps);
+        schedule(folder.scheduler(), method, steps, &settings.t_index_list).map(|_| ())
     }
 
     /// The size, width and height, that frames of `frame` pixels are processed at.

@@ -1,6 +1,7 @@
 //! A program under test that runs beside the test, and is talked to.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
@@ -19,9 +20,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it.
+    /// Starts it, in a group of its own, so that what it starts ends with it.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -89,8 +91,14 @@ impl Process {
     /// Waits for its end.
     #[track_caller]
     pub fn finish(&mut self) -> ExitStatus {
+        self.finish_within(Duration::from(PATIENCE))
+    }
+
+    /// Waits that long for its end.
+    #[track_caller]
+    pub fn finish_within(&mut self, patience: Duration) -> ExitStatus {
         drop(self.input.take());
-        let end = Instant::now() + Duration::from(PATIENCE);
+        let end = Instant::now() + patience;
         loop {
             match self
                 .lines
@@ -116,7 +124,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // SAFETY: kill has no memory to harm; the child is not waited for yet, so the group's number is its own.
+            unsafe { libc::kill(-(self.child.id() as libc::pid_t), libc::SIGKILL) };
+        }
         let _ = self.child.wait();
     }
 }
