@@ -3,7 +3,7 @@
 // A video frame of any format and size as a tensor [1, 3, height, width] of red, green and blue in [-1, 1], f16.
 //
 // Samples are resized as they are (see resample.cuh), each component from its own grid, whose samples lie in the middle
-// of the pixels that they are for; then red, green and blue follow by an affine map of the codes (8-bit 0…255, 10-bit
+// of the pixels that they are for or on the first of them (H.273, ChromaLocType), as its axes say; then red, green and blue follow by an affine map of the codes (8-bit 0…255, 10-bit
 // 0…1023), which holds matrix, range and normalisation (ITU-T H.273); then they are clamped.
 //
 // blockIdx.y is a row of the tensor, blockIdx.x a piece of it, of `tile` pixels.

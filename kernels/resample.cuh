@@ -9,11 +9,14 @@
 // convolution with a = -½ (Keys, "Cubic convolution interpolation for digital image processing", 1981), edges repeated.
 // Positions are ratios of integers, so no rounding creeps in along a row.
 
-// Output sample o of this axis covers [o·num/den, (o+1)·num/den) of `size` input samples. num and den are sides in
-// pixels (den doubled for samples that are for two pixels), so all products below fit into 32 bits.
+// Output sample o of this axis covers [o·num + shift, (o+1)·num + shift) / den of `size` input samples. num and den are
+// sides in pixels (den doubled for samples that are for two pixels), so all products below fit into 32 bits. Samples for
+// two pixels that lie on the first of them, not between the two, are a quarter of a sample away: then both are doubled
+// once more, and shift is den / 4.
 struct Axis {
     u32 num;
     u32 den;
+    u32 shift;
     u32 size;
 };
 
@@ -31,7 +34,7 @@ struct Taps {
 
 static __device__ __forceinline__ Taps taps(const Axis &axis, u32 o) {
     Taps t;
-    t.begin = o * axis.num;
+    t.begin = o * axis.num + axis.shift;
     t.end = t.begin + axis.num;
     if (axis.num >= axis.den) {
         t.first = (int)(t.begin / axis.den);
@@ -39,7 +42,7 @@ static __device__ __forceinline__ Taps taps(const Axis &axis, u32 o) {
         t.between = -1;
         t.share = reciprocal((float)axis.num);
     } else {
-        // (o + ½)·num/den − ½, in units of 1/(2·den) and moved up by a sample, so that it is positive.
+        // ((o + ½)·num + shift)/den − ½, in units of 1/(2·den) and moved up by a sample, so that it is positive.
         const u32 position = 2 * t.begin + axis.num + axis.den;
         const u32 sample = position / (2 * axis.den);
         t.first = (int)sample - 2;

@@ -146,6 +146,24 @@ fn noise_is_added_as_on_the_host() {
 }
 
 /// Three slots of one shape through `steps` fused steps on `device`.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn noise_on_an_arc_is_that_of_the_host() {
+    let gpu = gpu();
+    for shape in SHAPES {
+        let count = shape.iter().product();
+        let (a, b) = (values(count, 21), values(count, 22));
+        let [x, y] = [&a, &b].map(|data| gpu.upload(&shape, data).unwrap());
+        for share in [0.0, 0.25, 0.5, 1.0] {
+            let found = gpu.download(&gpu.slerp(share, &x, &y).unwrap()).unwrap();
+            let [x, y] = [&a, &b].map(|data| Host.upload(&shape, data).unwrap());
+            close(&found, &Host.slerp(share, &x, &y).unwrap());
+        }
+        let other = gpu.upload(&[2, count], &[a.clone(), b.clone()].concat());
+        assert!(gpu.slerp(0.5, &x, &other.unwrap()).is_err());
+    }
+}
+
 fn stepped<D: Device>(device: &D, shape: [usize; 4], steps: usize) -> Result<Vec<D::Tensor>> {
     let count = shape.iter().product::<usize>();
     let tensor = |seed| device.upload(&shape, &values(count, seed));
@@ -363,6 +381,81 @@ fn video_frames_come_in_and_go_out() {
     }
     let short = gpu.import_host(&bytes[1..], &layout, Colour::FULL_RGB, (width, height));
     assert!(short.unwrap_err().to_string().contains("expected"));
+}
+
+/// One thread has frames copied up, one takes them in and begins to hand them out, one takes them.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn frames_that_overlap_are_not_mixed_up() {
+    let gpu = &gpu();
+    let layout = &VideoLayout::dense(PixelFormat::Rgb, 640, 480).unwrap();
+    let grey = |frame: u32| (20 + frame % 200) as u8;
+    let (up, arriving) = std::sync::mpsc::sync_channel(3);
+    let (done, leaving) = std::sync::mpsc::sync_channel(3);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for frame in 0..300 {
+                let bytes = vec![grey(frame); layout.size()];
+                up.send(gpu.upload_frame(&bytes, layout).unwrap()).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            let engine = gpu.empty(&[1, 3, 512, 512], Element::F16).unwrap();
+            for upload in arriving {
+                let picture = gpu.import_upload(upload, Colour::FULL_RGB, (512, 512));
+                let picture = picture.unwrap();
+                let shown = gpu.empty(picture.shape(), Element::F16).unwrap();
+                gpu.copy(&[&picture], &engine, 1.0, 0.0).unwrap();
+                gpu.copy(&[&engine], &shown, 1.0, 0.0).unwrap();
+                gpu.finish().unwrap();
+                let download = gpu.download_frame(&shown, layout, Colour::FULL_RGB);
+                done.send(download.unwrap()).unwrap();
+            }
+            gpu.release_thread();
+        });
+        scope.spawn(move || {
+            let mut bytes = vec![0; layout.size()];
+            for (frame, download) in (0..).zip(leaving) {
+                download.finish(&mut bytes).unwrap();
+                assert!(bytes.iter().all(|b| *b == grey(frame)), "frame {frame}");
+            }
+        });
+    });
+}
+
+/// In a process of its own, whose context it breaks: a kernel reads a frame where there is nothing.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_lost_context_is_followed_by_a_new_one() {
+    const VARIABLE: &str = "STREAMDIFFUSION_TEST_LOSES_CONTEXT";
+    if std::env::var_os(VARIABLE).is_none() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "--ignored",
+                "a_lost_context_is_followed_by_a_new_one",
+            ])
+            .env(VARIABLE, "1")
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let layout = VideoLayout::dense(PixelFormat::Rgb, 64, 64).unwrap();
+    let lost = gpu();
+    // SAFETY: there is no memory; what the driver makes of that is what is tried.
+    let picture = unsafe { lost.import_device(0x10, &layout, Colour::FULL_RGB, (64, 64)) };
+    let message = lost.finish().unwrap_err().to_string();
+    for part in ["ILLEGAL_ADDRESS", "NULL"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(lost.check().is_err());
+    let message = Cuda::new(0).map(drop).unwrap_err().to_string();
+    assert!(message.contains("stop all that uses it"), "{message}");
+    drop((picture, lost));
+    let gpu = gpu();
+    let data = values(100, 3);
+    let tensor = gpu.upload_as(&[100], &data, Element::F16).unwrap();
+    assert_eq!(gpu.download(&tensor).unwrap().data(), data);
 }
 
 #[test]

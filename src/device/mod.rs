@@ -72,6 +72,12 @@ pub trait Device: Send + Sync + 'static {
         noise: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 
+    /// The tensor at `share` (0…1) of the way from `a` to `b`, of one shape, along the arc between them, both seen as
+    /// vectors: `(sin((1 − share)·θ)·a + sin(share·θ)·b) / sin θ`, θ being the angle between them (Shoemake, "Animating rotation
+    /// with quaternion curves", 1985). Those that are almost parallel, or opposite, have no arc of their own and give the
+    /// weighted mean. At 0 and 1 it is `a` and `b` themselves.
+    fn slerp(&self, share: f64, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
+
     /// The fused step, on all slots at once.
     fn step(&self, updates: Vec<Update<'_, Self::Tensor>>) -> Result<()>;
 
@@ -98,5 +104,13 @@ fn unlike(over: &[usize], under: &[usize], shares: usize) -> Error {
     Error::engine(
         "vae_decoder",
         format!("gave pictures {over:?} for {under:?} and {shares} shares, expected one shape"),
+    )
+}
+
+/// What there is no arc between.
+fn apart(a: &[usize], b: &[usize]) -> Error {
+    Error::engine(
+        "noise",
+        format!("of shapes {a:?} and {b:?}, expected one shape"),
     )
 }

@@ -424,7 +424,17 @@ pub fn from_tensor(format: PixelFormat, colour: Colour) -> Affine {
     })
 }
 
-/// Where the samples of a frame are in a block of memory. Its constructors make sure that they are inside.
+/// Where colour differences that are for several pixels lie among these (ITU-T H.273, ChromaLocType). Each way that a format
+/// has one for two pixels: on the first of them, or in the middle of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Siting {
+    /// On the first of two pixels of a row, as in MPEG-2 and nearly all video since.
+    pub on_x: bool,
+    /// On the first of two rows.
+    pub on_y: bool,
+}
+
+/// Where the samples of a frame are in a block of memory, and in the picture. Its constructors make sure that they are inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VideoLayout {
     format: PixelFormat,
@@ -433,6 +443,7 @@ pub struct VideoLayout {
     offsets: [usize; 4],
     strides: [usize; 4],
     size: usize,
+    siting: Siting,
 }
 
 impl VideoLayout {
@@ -466,6 +477,7 @@ impl VideoLayout {
             offsets: [0; 4],
             strides: [0; 4],
             size,
+            siting: Siting::default(),
         };
         let bytes = if format.bits() > 8 { 2 } else { 1 };
         for (i, plane) in format.planes().iter().enumerate() {
@@ -511,6 +523,17 @@ impl VideoLayout {
             }
         }
         Self::new(format, width, height, offsets, strides, size)
+    }
+
+    /// The same with its colour differences elsewhere; new layouts have them in the middle. It means nothing to formats that
+    /// have one for each pixel, or none.
+    pub fn sited(self, siting: Siting) -> Self {
+        Self { siting, ..self }
+    }
+
+    /// Where its colour differences lie among the pixels that they are for.
+    pub fn siting(&self) -> Siting {
+        self.siting
     }
 
     /// How its samples are stored.

@@ -5,8 +5,8 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 
 use super::imp::StreamDiffusion;
-use super::runtime::Picture;
-use super::state::{Last, Outgoing, Written};
+use super::runtime::{Picture, Written};
+use super::state::{Exported, Last, Outgoing};
 use super::timeline::{Departure, Shown};
 
 impl StreamDiffusion {
@@ -22,20 +22,23 @@ impl StreamDiffusion {
                 Some(Outgoing::Event(event)) => {
                     self.parent_sink_event(event);
                 }
-                Some(Outgoing::Frame(buffer)) => return Ok(Some(buffer)),
+                Some(Outgoing::Frame(written)) => {
+                    let buffer = written.into_buffer().map_err(|error| self.fail(&error))?;
+                    return Ok(Some(buffer));
+                }
                 None => return Ok(None),
             }
         }
     }
 
-    /// What comes next on the timeline, if its turn has come, complete.
+    /// What comes next on the timeline, if its turn has come. A frame from a GPU may still be on its way.
     pub(super) fn depart(&self) -> Result<Option<Outgoing>, gst::FlowError> {
         loop {
             let departure = self.state.lock().timeline.depart();
             return Ok(match departure {
                 Some(Departure::Event(event)) => Some(Outgoing::Event(event)),
                 Some(Departure::Frame { input, shown }) => match self.export(&input, shown)? {
-                    Some(buffer) => Some(Outgoing::Frame(buffer)),
+                    Some(written) => Some(Outgoing::Frame(written)),
                     None => continue,
                 },
                 None => None,
@@ -44,11 +47,7 @@ impl StreamDiffusion {
     }
 
     /// An output buffer with the timestamps, flags and metas of `input`; none if there is nothing to show for it.
-    fn export(
-        &self,
-        input: &gst::Buffer,
-        shown: Shown,
-    ) -> Result<Option<gst::Buffer>, gst::FlowError> {
+    fn export(&self, input: &gst::Buffer, shown: Shown) -> Result<Option<Written>, gst::FlowError> {
         let repeats = matches!(shown, Shown::Again);
         let shared = match (&self.state.lock().last, &shown) {
             (Some(last), Shown::Again) => Some(last.memory.copy()),
@@ -65,18 +64,19 @@ impl StreamDiffusion {
                         err.log_with_imp(self);
                         gst::FlowError::Error
                     })?;
-                output
+                output.into()
             }
             (None, Shown::Picture(picture)) => {
-                let output = self.write(&picture, self.room(input)?)?;
-                self.remember(Some(picture), &output);
+                let mut output = self.write(&picture, self.room(input)?)?;
+                self.remember(Some(picture), &mut output)?;
                 output
             }
             (None, Shown::Input(pixels)) => {
                 let mut output = self.room(input)?;
                 let passed = self.state.lock().pass(&pixels, output.make_mut());
                 passed.map_err(|error| self.fail(&error))?;
-                self.remember(None, &output);
+                let mut output = output.into();
+                self.remember(None, &mut output)?;
                 output
             }
             (None, Shown::Again) => {
@@ -89,7 +89,7 @@ impl StreamDiffusion {
             | gst_video::VideoBufferFlags::TFF
             | gst_video::VideoBufferFlags::RFF
             | gst_video::VideoBufferFlags::ONEFIELD;
-        output.make_mut().unset_video_flags(flags);
+        (output.buffer_mut().make_mut()).unset_video_flags(flags);
         self.story.leaves(self, input.pts());
         let mut stats = self.stats.lock();
         stats.frame_left();
@@ -108,27 +108,37 @@ impl StreamDiffusion {
         }
     }
 
-    /// Keeps what is in `output` for frames that show the same; without such the pool's memory goes straight back.
-    fn remember(&self, picture: Option<Picture>, output: &gst::Buffer) {
+    /// Keeps what is in `output` for frames that show the same, for which it must be complete; without such the pool's memory
+    /// goes straight back.
+    fn remember(
+        &self,
+        picture: Option<Picture>,
+        output: &mut Written,
+    ) -> Result<(), gst::FlowError> {
         let shared = {
             let settings = self.settings.lock();
             settings.similarity_filter || settings.repeats_late()
         };
-        self.state.lock().last = match shared {
-            true => memory_only(output).map(|memory| Last { picture, memory }),
+        let last = match shared {
+            true => {
+                let buffer = output.complete().map_err(|error| self.fail(&error))?;
+                memory_only(buffer).map(|memory| Last { picture, memory })
+            }
             false => None,
         };
+        self.state.lock().last = last;
+        Ok(())
     }
 
     /// Writes a picture into an output buffer: this thread or, on a GPU, the worker.
-    fn write(&self, picture: &Picture, output: gst::Buffer) -> Result<gst::Buffer, gst::FlowError> {
-        let (written, asker) = {
+    fn write(&self, picture: &Picture, output: gst::Buffer) -> Result<Written, gst::FlowError> {
+        let (export, asker) = {
             let mut state = self.state.lock();
             (state.export(picture, output), state.asker.clone())
         };
-        match written.map_err(|error| self.fail(&error))? {
-            Written::Complete(output) => Ok(output),
-            Written::Asked(output) => {
+        match export.map_err(|error| self.fail(&error))? {
+            Exported::Complete(output) => Ok(output.into()),
+            Exported::Asked(output) => {
                 let asker = asker.ok_or(gst::FlowError::Flushing)?;
                 asker
                     .write(&self.interrupt, picture.clone(), output)

@@ -116,8 +116,6 @@ impl StreamDiffusion {
             self.state.lock().outgoing.push_back(outgoing);
         }
         let (ticket, immediate) = (frame.ticket, frame.prime);
-        #[cfg(feature = "cuda")]
-        let loan = frame.input.loan();
         let answer = asker
             .restyle(&self.interrupt, frame)
             .map_err(|unanswered| self.unanswered(unanswered))?;
@@ -129,8 +127,6 @@ impl StreamDiffusion {
                 answer,
                 ticket,
                 immediate,
-                #[cfg(feature = "cuda")]
-                _loan: loan,
             });
         }
         self.collect(depth)
@@ -157,9 +153,6 @@ impl StreamDiffusion {
                 answer,
                 ticket,
                 immediate,
-                // Ends when the frame has been answered, whatever becomes of it.
-                #[cfg(feature = "cuda")]
-                _loan,
             } = under_way;
             let restyled = answered
                 .unwrap_or_else(|| answer.wait(&self.interrupt))
@@ -254,9 +247,9 @@ impl StreamDiffusion {
 
     /// The frame as the worker wants it; notes it on the timeline.
     ///
-    /// The pixels are copied or lent for a while: from there on only timestamps, flags and metas of the input are kept,
-    /// so that a camera's or a decoder's buffer goes back at once, and one that wraps an application's memory is not
-    /// touched again.
+    /// The pixels are copied, but for those in a GPU's memory: from there on only timestamps, flags and metas of the
+    /// input are kept, so that a camera's or a decoder's buffer goes back at once, and one that wraps an application's
+    /// memory is not touched again.
     fn import(
         &self,
         input: &gst::Buffer,

@@ -1,8 +1,8 @@
 //! Video frames as devices know them, from what GStreamer says of them.
 
-use gst_video::{VideoColorMatrix, VideoColorRange, VideoInfo};
+use gst_video::{VideoChromaSite, VideoColorMatrix, VideoColorRange, VideoInfo};
 
-use crate::device::video::{Colour, Matrix, PixelFormat, VideoLayout};
+use crate::device::video::{Colour, Matrix, PixelFormat, Siting, VideoLayout};
 use crate::error::{Error, Result};
 
 /// The layout of a frame of `size` bytes with these caps: as `planes` says, which is offsets and strides, or as its video
@@ -48,14 +48,19 @@ pub fn layout(
     }
     // A negative stride (a picture that is upside down in memory) has no place in these formats' metas.
     let strides = strides.map(|stride| usize::try_from(stride).unwrap_or(0));
-    VideoLayout::new(
-        format,
-        width as usize,
-        height as usize,
-        offsets,
-        strides,
-        size,
-    )
+    let (width, height) = (width as usize, height as usize);
+    let layout = VideoLayout::new(format, width, height, offsets, strides, size)?;
+    Ok(layout.sited(siting(info)))
+}
+
+/// Where colour differences lie, as the caps say, or as GStreamer takes it that they do where these say nothing. (Of DV, whose
+/// two differences lie on alternate lines, it looks at no more either.)
+fn siting(info: &VideoInfo) -> Siting {
+    let site = info.chroma_site();
+    Siting {
+        on_x: site.contains(VideoChromaSite::H_COSITED),
+        on_y: site.contains(VideoChromaSite::V_COSITED),
+    }
 }
 
 /// What the samples of frames with these caps mean.
@@ -102,6 +107,31 @@ mod tests {
     fn info(format: gst_video::VideoFormat, width: u32, height: u32) -> VideoInfo {
         gst::init().unwrap();
         VideoInfo::builder(format, width, height).build().unwrap()
+    }
+
+    /// By GStreamer's "raw video media types": what each name of a site means, and what is taken where there is none.
+    #[test]
+    fn colour_differences_lie_where_caps_say() {
+        gst::init().unwrap();
+        let said = |caps: &str| {
+            let caps = format!("video/x-raw,format=I420,framerate=25/1,{caps}");
+            let info = VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap();
+            let buffer = gst::Buffer::with_size(info.size()).unwrap();
+            let siting = layout(&info, &buffer, None, info.size()).unwrap().siting();
+            (siting.on_x, siting.on_y)
+        };
+        for (site, expected) in [
+            ("jpeg", (false, false)),
+            ("mpeg2", (true, false)),
+            ("v-cosited", (false, true)),
+            ("cosited", (true, true)),
+            ("dv", (true, true)),
+        ] {
+            let caps = format!("width=64,height=64,colorimetry=bt709,chroma-site={site}");
+            assert_eq!(said(&caps), expected, "{site}");
+        }
+        assert_eq!(said("width=1280,height=720"), (true, false));
+        assert_eq!(said("width=640,height=480"), (false, false));
     }
 
     /// GStreamer's own idea of a frame of every format, odd sizes too, is inside its memory, and is what we take over.

@@ -8,7 +8,7 @@ use super::frame_clock::FrameClock;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::Door;
 use super::runtime::host::{Converters, Passage};
-use super::runtime::{Input, LoadedModel, Output, Picture};
+use super::runtime::{Input, LoadedModel, Output, Picture, Written};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use super::worker::{Asker, Finished, Pending, Restyled};
@@ -29,7 +29,7 @@ pub(super) struct State {
     pub(super) timeline: Timeline,
     /// Frames that the worker has and has not answered yet.
     pub(super) under_way: VecDeque<UnderWay>,
-    /// What is complete and has not been pushed yet.
+    /// What has been written and not been pushed yet.
     pub(super) outgoing: VecDeque<Outgoing>,
     /// Whether a frame was left out since the last one that came in.
     pub(super) left_out: bool,
@@ -58,14 +58,11 @@ pub(super) struct UnderWay {
     pub(super) ticket: u64,
     /// Whether a picture is shown for it at once.
     pub(super) immediate: bool,
-    /// What was lent with it, until it has been answered.
-    #[cfg(feature = "cuda")]
-    pub(super) _loan: Option<super::runtime::cuda::Loan>,
 }
 
 /// Something that leaves.
 pub(super) enum Outgoing {
-    Frame(gst::Buffer),
+    Frame(Written),
     Event(gst::Event),
 }
 
@@ -97,7 +94,7 @@ enum Conversion {
 }
 
 /// What became of a picture to write.
-pub(super) enum Written {
+pub(super) enum Exported {
     /// The frame is complete.
     Complete(gst::Buffer),
     /// The worker is to write it.
@@ -245,17 +242,17 @@ impl State {
         &mut self,
         picture: &Picture,
         mut output: gst::Buffer,
-    ) -> Result<Written, Error> {
+    ) -> Result<Exported, Error> {
         let (Some(video), Some(loaded)) = (&mut self.video, &self.loaded) else {
             return Err(Error::engine("output", "a picture came before its caps"));
         };
         match (video.conversion(loaded, &self.at_start)?, picture) {
             (Conversion::Host(converters), Picture::Host(picture)) => {
                 converters.export(picture, output.make_mut())?;
-                Ok(Written::Complete(output))
+                Ok(Exported::Complete(output))
             }
             #[cfg(feature = "cuda")]
-            (Conversion::Cuda(door), Picture::Cuda(_)) => Ok(Written::Asked(door.output(output))),
+            (Conversion::Cuda(door), Picture::Cuda(_)) => Ok(Exported::Asked(door.output(output))),
             #[cfg(feature = "cuda")]
             _ => Err(Error::engine(
                 "output",

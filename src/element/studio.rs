@@ -136,10 +136,6 @@ impl<R: Runtime> Studio<R> {
             again,
         } = frame;
         let size = input.size()?;
-        if input.is_gone() {
-            // Nobody waits for it. The stream, which an error would end, goes on with the next one.
-            return Err(Error::engine("input", "was taken back by a flush"));
-        }
         self.want_prompts(&settings, &moment)?;
         if self.morph.is_none() {
             self.begin_prompts(&settings, observer).inspect_err(|_| {

@@ -17,7 +17,7 @@ use super::cues::Cue;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::CudaRuntime;
 use super::runtime::host::HostRuntime;
-use super::runtime::{Input, LoadedModel, Output, Picture, Runtime};
+use super::runtime::{Input, LoadedModel, Output, Picture, Runtime, Written};
 use super::settings::{Prompts, Settings};
 use super::skipping::Change;
 use super::stats::Stats;
@@ -92,7 +92,7 @@ pub(super) enum Job {
     /// Restyle a frame.
     Frame(Box<Frame>, Reply<Restyled>),
     /// Write a picture into a frame.
-    Write(Picture, Box<Output>, Reply<gst::Buffer>),
+    Write(Picture, Box<Output>, Reply<Written>),
     /// Finish all frames.
     Drain(Reply<Vec<Finished>>),
     /// Forget all frames.
@@ -393,13 +393,13 @@ impl Asker {
         self.ask(interrupt, |reply| Job::Frame(Box::new(frame), reply))
     }
 
-    /// Has a picture written into a frame, and waits for it.
+    /// Has a picture written into a frame, and waits for it, but not for its way from a GPU to main memory.
     pub fn write(
         &self,
         interrupt: &Interrupt,
         picture: Picture,
         output: Output,
-    ) -> std::result::Result<gst::Buffer, Unanswered> {
+    ) -> std::result::Result<Written, Unanswered> {
         self.ask(interrupt, |reply| {
             Job::Write(picture, Box::new(output), reply)
         })?

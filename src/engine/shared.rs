@@ -33,7 +33,7 @@ pub struct Loaded<M = OnnxModel> {
 struct Key {
     path: PathBuf,
     files: Vec<(PathBuf, u64, Option<SystemTime>)>,
-    /// The number of the GPU; 0 for the host, which there is one of.
+    /// The identity of the GPU, of which one that was opened anew has another; 0 for the host, which there is one of.
     device: usize,
 }
 
@@ -183,7 +183,7 @@ pub fn load_cuda(
     tell: Telling<'_>,
     waits: Waiting<'_>,
 ) -> Result<Arc<Loaded<CudaModel>>> {
-    CUDA.get(path, gpu.ordinal(), waits, |folder| {
+    CUDA.get(path, gpu.identity(), waits, |folder| {
         super::onnxruntime::open_cuda_telling(folder, gpu, tell)
     })
 }
@@ -209,7 +209,7 @@ pub fn load_tensorrt(
     let supply = Supply::provide(&folder, wanted, capability, &engines, building)?;
     let files = supply.engines.iter().map(|key| engines.path(key));
     let files: Vec<_> = files.collect();
-    TENSORRT.get_with(path, gpu.ordinal(), &files, waits, |folder| {
+    TENSORRT.get_with(path, gpu.identity(), &files, waits, |folder| {
         super::tensorrt::open(folder, gpu, &supply, &engines, tell)
     })
 }

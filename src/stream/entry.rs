@@ -76,8 +76,10 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     /// The noise that the next `frames` frames enter with, where it is not the plan's.
     pub(super) fn entering_noise(&mut self, frames: usize) -> Result<Option<D::Tensor>> {
         let [c, h, w] = self.latent;
-        let maps: Option<Vec<_>> = (0..frames).map(|_| self.noises.next(c * h * w)).collect();
-        maps.map(|maps| self.device.upload(&[frames, c, h, w], &maps.concat()))
-            .transpose()
+        let mut next = || self.noises.next(&self.device, &[1, c, h, w]);
+        let maps = (0..frames)
+            .map(|_| next().transpose())
+            .collect::<Option<Result<Vec<_>>>>();
+        maps.map(|maps| self.device.stack(maps?)).transpose()
     }
 }

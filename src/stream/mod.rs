@@ -65,7 +65,7 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     texts: Texts<M>,
     plan: Arc<Plan<D::Tensor>>,
     /// Draws the noise that frames enter with, where it changes.
-    noises: Noises,
+    noises: Noises<D::Tensor>,
     /// Draws the image encoder's samples, where the model asks for them; goes on where the noise maps stopped.
     posterior: TorchGenerator,
     filter: SimilarityFilter,

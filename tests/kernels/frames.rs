@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::device::cuda::kernels::{FrameToTensor, TensorToFrame};
 use gststreamdiffusion::device::host::pixels;
-use gststreamdiffusion::device::video::{Colour, Matrix, PixelFormat, VideoLayout};
+use gststreamdiffusion::device::video::{Colour, Matrix, PixelFormat, Siting, VideoLayout};
 use half::f16;
 
 use crate::case::{Case, Launch, Runner, address, everywhere};
@@ -22,6 +22,7 @@ struct Golden {
     name: String,
     format: PixelFormat,
     colour: Colour,
+    siting: Siting,
     from: (usize, usize),
     to: (usize, usize),
     /// Seed of what the input is made of.
@@ -67,6 +68,10 @@ static GOLDEN: LazyLock<Vec<Golden>> = LazyLock::new(|| {
                 colour: Colour {
                     matrix,
                     full_range: words[2] == "full",
+                },
+                siting: Siting {
+                    on_x: words[5].contains("left"),
+                    on_y: words[5].contains("top"),
                 },
                 from,
                 to,
@@ -159,7 +164,8 @@ fn frames_to_tensors(runner: &dyn Runner) {
             let tensor = vec![MARK; 2 * golden.tensor.len() + 32];
             let tensor = address(case.skewed(&tensor, skew), 16);
             case.launches.push(Launch::FrameToTensor {
-                plan: FrameToTensor::new(&layout, golden.colour, golden.to).unwrap(),
+                plan: FrameToTensor::new(&layout.sited(golden.siting), golden.colour, golden.to)
+                    .unwrap(),
                 frame,
                 tensor,
             });
@@ -201,7 +207,8 @@ fn tensors_to_frames(runner: &dyn Runner) {
             let tensor = case.skewed(&bytes_of(&tensor), 2 * usize::from(skewed));
             let frame = case.skewed(&vec![MARK; layout.size()], skew);
             case.launches.push(Launch::TensorToFrame {
-                plan: TensorToFrame::new(golden.from, &layout, golden.colour).unwrap(),
+                plan: TensorToFrame::new(golden.from, &layout.sited(golden.siting), golden.colour)
+                    .unwrap(),
                 tensor: address(tensor, 0),
                 frame: address(frame, 0),
             });

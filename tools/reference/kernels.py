@@ -27,6 +27,8 @@ PACKED = {"RGB": "rgb", "BGR": "bgr", "RGBx": "rgbx", "BGRx": "bgrx", "xRGB": "x
 PAIRS = {"YUY2": "yuyv", "UYVY": "uyvy", "YVYU": "yvyu"}
 SUBSAMPLED = {"Y444": (1, 1), "Y42B": (2, 1), "YUY2": (2, 1), "UYVY": (2, 1), "YVYU": (2, 1), "I420": (2, 2),
               "YV12": (2, 2), "NV12": (2, 2), "NV21": (2, 2), "P010_10LE": (2, 2)}
+# Whether colour differences for two pixels lie on the first of them, across and down, and not between the two.
+SITES = {"center": (False, False), "left": (True, False), "top": (False, True), "topleft": (True, True)}
 # Results are stored in these fractions of 1 and of a code.
 TENSOR_UNITS, CODE_UNITS, NO_CODE = 32767, 60, 65535
 FORMATS = [*PACKED, *SUBSAMPLED, "GRAY8"]
@@ -98,18 +100,23 @@ def cubic(x):
     return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
 
 
-def resizing(pixels, samples, sub, to):
-    """The matrix from `samples` samples, each for `sub` of `pixels` pixels, to `to` pixels."""
+def resizing(pixels, samples, sub, to, on_first=False):
+    """The matrix from `samples` samples, each for `sub` of `pixels` pixels, to `to` pixels. The middle of a sample is the
+    middle of its pixels, or that of the first of them."""
     ratio = pixels / (sub * to)
+    # Pixel p, whose middle is p + 1/2, is at (p + 1/2) / sub + moved; sample i has its middle at i + 1/2.
+    moved = 0.5 - 0.5 / sub if on_first else 0.0
     weights = np.zeros((to, samples))
     for o in range(to):
         if ratio < 1:
-            centre = (o + 0.5) * ratio - 0.5
+            centre = (o + 0.5) * ratio + moved - 0.5
             for i in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
                 weights[o, min(max(i, 0), samples - 1)] += cubic(centre - i)
         else:
-            for i in range(samples):
-                weights[o, i] = max(0.0, min(i + 1, (o + 1) * ratio) - max(i, o * ratio)) / ratio
+            begin, end = o * ratio + moved, (o + 1) * ratio + moved
+            # Beyond the last sample it goes on.
+            for i in range(samples + 1):
+                weights[o, min(i, samples - 1)] += max(0.0, min(i + 1, end) - max(i, begin)) / ratio
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-9)
     return weights
 
@@ -133,13 +140,13 @@ def encoding(name, matrix, full):
     return rows, np.array([offset, 128.0 * unit, 128.0 * unit])
 
 
-def frame_to_tensor(name, frame, matrix, full, size, to):
+def frame_to_tensor(name, frame, matrix, full, size, to, site):
     (width, height), (to_width, to_height) = size, to
     planes = []
     for i, component in enumerate(frame.components):
         sx, sy = frame.sub if i else (1, 1)
-        across = resizing(width, component.shape[1], sx, to_width)
-        down = resizing(height, component.shape[0], sy, to_height)
+        across = resizing(width, component.shape[1], sx, to_width, i > 0 and SITES[site][0])
+        down = resizing(height, component.shape[0], sy, to_height, i > 0 and SITES[site][1])
         planes.append(down @ component @ across.T)
     rows, offsets = encoding(name, matrix, full)
     if name == "GRAY8":
@@ -150,7 +157,20 @@ def frame_to_tensor(name, frame, matrix, full, size, to):
     return np.clip(2 * rgb - 1, -1, 1)
 
 
-def tensor_to_frame(name, tensor, matrix, full, to):
+def around(size, sub, on_first):
+    """The matrix from `size` pixels to samples for `sub` of them: the mean over `sub` pixels' breadth around where a sample
+    lies, pixels beyond the edge being those at it."""
+    weights = np.zeros(((size + sub - 1) // sub, size))
+    for i in range(len(weights)):
+        middle = sub * i + (0.5 if on_first else sub / 2)
+        for p in range(-sub, size + sub):
+            covered = max(0.0, min(p + 1, middle + sub / 2) - max(p, middle - sub / 2))
+            weights[i, min(max(p, 0), size - 1)] += covered / sub
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-9)
+    return weights
+
+
+def tensor_to_frame(name, tensor, matrix, full, to, site):
     """Codes before they are rounded; what no sample is stays NaN."""
     width, height = to
     _, from_height, from_width = tensor.shape
@@ -165,9 +185,9 @@ def tensor_to_frame(name, tensor, matrix, full, to):
         if i == 0 or (sx, sy) == (1, 1):
             component[:] = codes[i]
             continue
-        for y in range(component.shape[0]):
-            for x in range(component.shape[1]):
-                component[y, x] = codes[i, sy * y : sy * (y + 1), sx * x : sx * (x + 1)].mean()
+        across = around(width, sx, SITES[site][0] and sx > 1)
+        down = around(height, sy, SITES[site][1] and sy > 1)
+        component[:] = down @ codes[i] @ across.T
     for alpha in frame.alpha:
         alpha[:] = 255
     if name in PAIRS and width % 2:
@@ -192,19 +212,29 @@ def frames():
     # Wide ones, which several blocks share a row of.
     cases.append(("NV12", "bt709", False, (1301, 3), (1027, 2)))
     cases.append(("YUY2", "bt601", False, (515, 2), (1531, 2)))
+    cases = [(*case, "center") for case in cases]
+    # Colour differences that lie elsewhere (GStreamer's mpeg2, v-cosited and cosited).
+    for f, name in enumerate(name for name, sub in SUBSAMPLED.items() if sub != (1, 1)):
+        for s, (size, to) in enumerate(sizes):
+            site = list(SITES)[1 + (f + s) % 3]
+            cases.append((name, matrices[(f + s) % len(matrices)], (f + s) % 2 == 1, size, to, site))
+    cases.append(("NV12", "bt709", False, (1301, 3), (1027, 2), "left"))
+    for site in list(SITES)[1:]:
+        cases.append(("I420", "bt601", False, (31, 5), (43, 7), site))
+        cases.append(("P010_10LE", "bt2020", False, (9, 40), (10, 13), site))
     lines, rounded = [], {"frame_to_tensor": [], "tensor_to_frame": []}
-    for index, (name, matrix, full, (w, h), (to_w, to_h)) in enumerate(cases):
-        lines.append(f"{name} {matrix} {'full' if full else 'limited'} {w}x{h} {to_w}x{to_h}\n")
+    for index, (name, matrix, full, (w, h), (to_w, to_h), site) in enumerate(cases):
+        lines.append(f"{name} {matrix} {'full' if full else 'limited'} {w}x{h} {to_w}x{to_h} {site}\n")
         frame = Frame(name, w, h)
         stored = hashed(frame.samples.size, 100_003 * index)
         # What is stored in ten bits has any bits below them.
         frame.samples[:] = stored // 64 if name == "P010_10LE" else stored // 256
-        tensor = frame_to_tensor(name, frame, matrix, full, (w, h), (to_w, to_h))
+        tensor = frame_to_tensor(name, frame, matrix, full, (w, h), (to_w, to_h), site)
         rounded["frame_to_tensor"].append(np.rint(tensor.ravel() * TENSOR_UNITS).astype(np.int16))
         # The other way: a tensor of the first size, a frame of the second.
         tensor = 1.25 * numbers(3 * h * w, 100_003 * index).astype(np.float64)
         tensor = tensor.astype(np.float16).astype(np.float64).reshape(3, h, w)
-        codes = tensor_to_frame(name, tensor, matrix, full, (to_w, to_h)) * CODE_UNITS
+        codes = tensor_to_frame(name, tensor, matrix, full, (to_w, to_h), site) * CODE_UNITS
         rounded["tensor_to_frame"].append(np.where(np.isnan(codes), NO_CODE, np.rint(codes)).astype(np.uint16))
     (FOLDER / "frames.txt").write_text("".join(lines))
     np.savez_compressed(FOLDER / "frames.npz", **{key: np.concatenate(arrays) for key, arrays in rounded.items()})

@@ -1,8 +1,10 @@
-//! A GPU's primary context, its compute stream and its memory.
+//! A GPU's primary context, its streams and its memory.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
+use parking_lot::Mutex;
 
 use super::pool::Pool;
 use crate::error::{Error, Result};
@@ -10,10 +12,13 @@ use crate::error::{Error, Result};
 /// The oldest driver that has all that is called here: CUDA 12.0's.
 const OLDEST_DRIVER: i32 = 12_000;
 
-/// A GPU that is ready for use. One stream orders all that is done on it.
+/// A GPU that is ready for use. One stream orders all that is computed on it.
 pub(super) struct Gpu {
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
+    /// Those that copy frames from and to main memory meanwhile.
+    pub(super) upload: Arc<CudaStream>,
+    pub(super) download: Arc<CudaStream>,
     pub(super) pool: Pool,
     pub(super) name: String,
     /// Whether frames are made graphs.
@@ -35,14 +40,17 @@ impl Gpu {
         }
         let failed = |what: &'static str| move |e| failed(what, e);
         // The primary context: engines work in it too, and so nothing has to be copied between contexts.
-        let context = CudaContext::new(ordinal).map_err(failed("open the GPU"))?;
+        let context = primary(ordinal)?;
         // Not in step with the default stream, on which other threads (ONNX Runtime's) may work while a graph is captured.
-        let stream = context.new_stream().map_err(failed("make a stream"))?;
+        let stream = || context.new_stream().map_err(failed("make a stream"));
+        let (stream, upload, download) = (stream()?, stream()?, stream()?);
         let name = context.name().map_err(failed("read the GPU's name"))?;
         Ok(Self {
             pool: Pool::new(context.clone()),
             context,
             stream,
+            upload,
+            download,
             name,
             graphs: std::env::var_os(GRAPHS).is_none_or(|value| value != "0"),
         })
@@ -62,6 +70,83 @@ impl Gpu {
         (event.record(&self.stream)).map_err(|e| failed("record an event", e))?;
         Ok(Mark(event))
     }
+}
+
+/// The primary context of the GPU with this number, one for everyone who uses it.
+///
+/// An error that sticks to a context ends with the context, so one that is lost is not handed out. It goes when all that
+/// was in it has gone, which must not touch the one that follows it: its handle and addresses may be the same.
+fn primary(ordinal: usize) -> Result<Arc<CudaContext>> {
+    static USED: Mutex<BTreeMap<usize, Weak<CudaContext>>> = Mutex::new(BTreeMap::new());
+    let mut used = USED.lock();
+    if let Some(context) = used.get(&ordinal).and_then(Weak::upgrade) {
+        return match lost(&context) {
+            Some(error) => Err(Error::engine(
+                "CUDA",
+                format!(
+                    "GPU {ordinal} failed before ({}), and what was on it then is still there: stop all that uses it \
+                     (state NULL) before it is used again",
+                    named(error)
+                ),
+            )),
+            None => Ok(context),
+        };
+    }
+    let open = || {
+        let context = CudaContext::new(ordinal)?;
+        context.mem_get_info()?;
+        Ok(context)
+    };
+    let context = match open() {
+        // Nothing of ours is in it any more, but libraries that engines use hold it until the process ends.
+        Err(error) if sticks(error) => reset(ordinal).and_then(|()| open()).map_err(|_| {
+            Error::engine(
+                "CUDA",
+                format!(
+                    "GPU {ordinal} failed before ({}), and its driver gives this program no new context: start the \
+                     program again",
+                    named(error)
+                ),
+            )
+        }),
+        other => other.map_err(|e| failed("open the GPU", e)),
+    }?;
+    used.insert(ordinal, Arc::downgrade(&context));
+    Ok(context)
+}
+
+/// Gives the GPU a new primary context in the place of the one that it has.
+fn reset(ordinal: usize) -> std::result::Result<(), DriverError> {
+    let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
+    // SAFETY: the driver gave the device. Nothing of ours is in the context, and nothing in it works for anyone.
+    unsafe { sys::cuDevicePrimaryCtxReset_v2(device) }.result()
+}
+
+/// The error that a context is lost by, if it is.
+pub(super) fn lost(context: &CudaContext) -> Option<DriverError> {
+    let found = context.mem_get_info().err();
+    found.filter(|error| sticks(*error))
+}
+
+/// Whether all that is done in a context after this error fails too.
+fn sticks(error: DriverError) -> bool {
+    use sys::CUresult as Code;
+    matches!(
+        error.0,
+        Code::CUDA_ERROR_ECC_UNCORRECTABLE
+            | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | Code::CUDA_ERROR_ILLEGAL_ADDRESS
+            | Code::CUDA_ERROR_LAUNCH_TIMEOUT
+            | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | Code::CUDA_ERROR_ASSERT
+            | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | Code::CUDA_ERROR_MISALIGNED_ADDRESS
+            | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | Code::CUDA_ERROR_INVALID_PC
+            | Code::CUDA_ERROR_LAUNCH_FAILED
+            | Code::CUDA_ERROR_EXTERNAL_DEVICE
+    )
 }
 
 /// A point on the stream.
@@ -168,9 +253,20 @@ fn have(count: usize) -> String {
 
 /// The error of a driver call that was to `what`.
 pub(super) fn failed(what: &str, error: DriverError) -> Error {
+    let then = match sticks(error) {
+        true => {
+            "; nothing more can be done on this GPU until all that uses it is stopped (state NULL) and started again"
+        }
+        false => "",
+    };
+    Error::engine("CUDA", format!("could not {what}: {}{then}", named(error)))
+}
+
+/// An error in the driver's words.
+fn named(error: DriverError) -> String {
     let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| {
         text.map_or_else(|_| String::new(), |t| t.to_string_lossy().into_owned())
     };
     let (name, said) = (text(error.error_name()), text(error.error_string()));
-    Error::engine("CUDA", format!("could not {what}: {said} ({name})"))
+    format!("{said} ({name})")
 }

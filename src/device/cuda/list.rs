@@ -170,6 +170,11 @@ impl List {
         self.commands.push(Command::Mark(2 * section + 1));
     }
 
+    /// Whether nothing is noted down.
+    pub(super) fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
     /// Keeps a tensor until the list is done.
     pub(super) fn keep(&mut self, tensor: &CudaTensor) {
         self.kept.push(tensor.clone());

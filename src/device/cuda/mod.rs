@@ -1,4 +1,5 @@
-//! NVIDIA GPUs: tensors of f16 in device memory, arithmetic by our kernels, all of it ordered on one stream.
+//! NVIDIA GPUs: tensors of f16 in device memory, arithmetic by our kernels, all of it ordered on one stream. Frames in main
+//! memory come and go on two others.
 //!
 //! Operations are noted down and done when a result is needed ([`list`]), a frame's as one CUDA graph. Every thread has a
 //! list of its own, so elements that share a model do not get in each other's way.
@@ -10,12 +11,13 @@ mod list;
 mod peer;
 mod pinned;
 mod pool;
+mod staging;
 mod tensor;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -24,16 +26,17 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use parking_lot::Mutex;
 
+pub use frames::{Download, Upload};
 pub use list::{Launches, Work};
 pub use peer::KeptContext;
 pub use tensor::{CudaTensor, Element};
 
-use super::{Device, HostTensor, Update, unlike};
+use super::{Device, HostTensor, Update, apart, unlike};
 use crate::error::{Error, Result};
 use context::{Gpu, Restore, failed};
 use kernels::{
     BlendRow, COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, Kernel, Kernels,
-    PosteriorRow,
+    PosteriorRow, SlerpRow,
 };
 use list::List;
 
@@ -42,6 +45,7 @@ use list::List;
 pub struct Cuda(Arc<Inner>);
 
 struct Inner {
+    identity: usize,
     lists: Mutex<HashMap<ThreadId, Arc<Mutex<List>>>>,
     /// Held while something is put on the stream that must not be mixed with what another thread puts there.
     submission: Mutex<()>,
@@ -84,7 +88,9 @@ impl Cuda {
         context::count()?;
         let _restore = Restore::new();
         let gpu = Gpu::new(ordinal)?;
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         Ok(Self(Arc::new(Inner {
+            identity: NUMBER.fetch_add(1, Ordering::Relaxed),
             lists: Mutex::default(),
             submission: Mutex::default(),
             failures: AtomicU64::new(0),
@@ -138,10 +144,27 @@ impl Cuda {
         list.and_then(|list| list.lock().refusal().map(str::to_owned))
     }
 
+    /// An error that says what to do, if the GPU has failed in a way that nothing is done on it any more.
+    pub fn check(&self) -> Result<()> {
+        let _restore = Restore::new();
+        match context::lost(&self.0.gpu.context) {
+            Some(error) => Err(failed("go on", error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Another number for each GPU that was opened, also when one was opened anew. What works on the stream of one of them
+    /// is no use to another.
+    pub fn identity(&self) -> usize {
+        self.0.identity
+    }
+
     /// A tensor of whatever its memory held before.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] when memory is used up, with what is needed and what is free, or when no memory could hold it.
     pub fn empty(&self, shape: &[usize], element: Element) -> Result<CudaTensor> {
-        let bytes = shape.iter().product::<usize>() * element.size();
-        let buffer = self.0.gpu.pool.take(bytes)?;
+        let buffer = self.0.gpu.pool.take(tensor::size(shape, element)?)?;
         Ok(CudaTensor::new(shape, element, buffer))
     }
 
@@ -375,6 +398,31 @@ impl Cuda {
         lists.entry(thread::current().id()).or_default().clone()
     }
 
+    /// Notes down the sums `<a, b>`, `<a, a>` and `<b, b>` of two f16 tensors of one length; in f32 in the tensor that comes
+    /// back.
+    fn sums(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        half_alike("sums", &[a, b])?;
+        let sums = self.empty(&[3], Element::F32)?;
+        let partial = self.empty(&[COSINE_PARTIAL_BYTES / 4], Element::F32)?;
+        let finished = self.upload_as(&[4], &[0.0; 4], Element::I32)?;
+        let row = CosineRow {
+            a: a.pointer(),
+            b: b.pointer(),
+            out: sums.pointer(),
+            partial: partial.pointer(),
+            finished: finished.pointer(),
+            len: length(a)?,
+            unused: 0,
+        };
+        let list = self.list();
+        let mut list = list.lock();
+        list.launch(Kernel::Cosine, &[row], row.len);
+        for tensor in [a, b, &sums, &partial, &finished] {
+            list.keep(tensor);
+        }
+        Ok(sums)
+    }
+
     /// Notes down combinations of tensors, and keeps these.
     fn combine(&self, rows: &[CombineRow], kept: &[CudaTensor]) {
         let longest = rows.iter().map(|row| row.len).max().unwrap_or(0);
@@ -393,6 +441,32 @@ fn length(tensor: &CudaTensor) -> Result<u32> {
         _ => Err(Error::engine(
             "CUDA",
             format!("{tensor:?} is too large, expected less than 2 GB"),
+        )),
+    }
+}
+
+/// An error unless these are f16 tensors of one length: kernels take what they are given for that.
+fn half_alike(what: &str, tensors: &[&CudaTensor]) -> Result<()> {
+    let alike = |t: &&CudaTensor| t.element() == Element::F16 && t.len() == tensors[0].len();
+    match tensors.iter().all(alike) {
+        true => Ok(()),
+        false => Err(Error::engine(
+            "CUDA",
+            format!("{what} of {tensors:?}, expected f16 tensors of one length"),
+        )),
+    }
+}
+
+/// An error unless `part` is f16, and so many of it make up `whole`.
+fn repeats(what: &str, part: &CudaTensor, whole: &CudaTensor) -> Result<()> {
+    let fits = part.element() == Element::F16
+        && !part.is_empty()
+        && whole.len().is_multiple_of(part.len());
+    match fits {
+        true => Ok(()),
+        false => Err(Error::engine(
+            "CUDA",
+            format!("{what} of {whole:?} and {part:?}, expected f16 of which a whole number fits"),
         )),
     }
 }
@@ -425,26 +499,7 @@ impl Device for Cuda {
     }
 
     fn cosine(&self, a: &CudaTensor, b: &CudaTensor) -> Result<f32> {
-        let sums = self.empty(&[3], Element::F32)?;
-        let partial = self.empty(&[COSINE_PARTIAL_BYTES / 4], Element::F32)?;
-        let finished = self.upload_as(&[4], &[0.0; 4], Element::I32)?;
-        let row = CosineRow {
-            a: a.pointer(),
-            b: b.pointer(),
-            out: sums.pointer(),
-            partial: partial.pointer(),
-            finished: finished.pointer(),
-            len: length(a)?,
-            unused: 0,
-        };
-        {
-            let list = self.list();
-            let mut list = list.lock();
-            list.launch(Kernel::Cosine, &[row], row.len);
-            for tensor in [a, b, &sums, &partial, &finished] {
-                list.keep(tensor);
-            }
-        }
+        let sums = self.sums(a, b)?;
         let sums = self.download(&sums)?;
         let &[ab, aa, bb] = sums.data() else {
             return Err(Error::engine("CUDA", "gave no cosine"));
@@ -463,6 +518,8 @@ impl Device for Cuda {
         b: f32,
         noise: &CudaTensor,
     ) -> Result<CudaTensor> {
+        half_alike("add_noise", &[latents])?;
+        repeats("add_noise", noise, latents)?;
         let out = self.empty(latents.shape(), Element::F16)?;
         let row = CombineRow {
             a: latents.pointer(),
@@ -475,6 +532,29 @@ impl Device for Cuda {
             ..CombineRow::default()
         };
         self.combine(&[row], &[out.clone(), latents.clone(), noise.clone()]);
+        Ok(out)
+    }
+
+    fn slerp(&self, share: f64, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        if a.shape() != b.shape() {
+            return Err(apart(a.shape(), b.shape()));
+        }
+        let sums = self.sums(a, b)?;
+        let out = self.empty(a.shape(), Element::F16)?;
+        let row = SlerpRow {
+            a: a.pointer(),
+            b: b.pointer(),
+            out: out.pointer(),
+            sums: sums.pointer(),
+            t: share as f32,
+            len: length(a)?,
+        };
+        let list = self.list();
+        let mut list = list.lock();
+        list.launch(Kernel::Slerp, &[row], row.len);
+        for tensor in [a, b, &sums, &out] {
+            list.keep(tensor);
+        }
         Ok(out)
     }
 
@@ -494,6 +574,11 @@ impl Device for Cuda {
                     "unet",
                     "its output has another shape than its sample",
                 ));
+            }
+            half_alike("step", &[x, prediction])?;
+            half_alike("step", &[reference.unwrap_or(x), x])?;
+            if let Some(noise) = noise {
+                repeats("step", noise, x)?;
             }
             // Others may share the old one's memory.
             let next = self.empty(x.shape(), Element::F16)?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::kernels;
 use super::pool::Buffer;
+use crate::error::{Error, Result};
 
 /// Types of tensor elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,6 +36,19 @@ impl Element {
             Self::F32 => Some(kernels::Element::F32),
             Self::I64 | Self::I32 => None,
         }
+    }
+}
+
+/// Bytes of a tensor of this shape. Shapes come from model folders, so the product may be anything.
+pub(super) fn size(shape: &[usize], element: Element) -> Result<usize> {
+    let count = (shape.iter()).try_fold(element.size(), |size, side| size.checked_mul(*side));
+    match count {
+        // Sizes are rounded up, and addresses end somewhere.
+        Some(size) if size <= isize::MAX as usize => Ok(size),
+        _ => Err(Error::engine(
+            "CUDA",
+            format!("a tensor of shape {shape:?} is larger than any memory"),
+        )),
     }
 }
 
@@ -111,5 +125,24 @@ impl CudaTensor {
 impl std::fmt::Debug for CudaTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "CudaTensor({:?} {:?})", self.shape, self.element)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_no_memory_has_is_an_error() {
+        assert_eq!(size(&[2, 3, 4], Element::F16).unwrap(), 48);
+        assert_eq!(size(&[0, usize::MAX], Element::I64).unwrap(), 0);
+        // Its product is 0 in 64 bits.
+        let error = size(&[1 << 32, 1 << 31, 2], Element::F16).unwrap_err();
+        assert!(
+            error.to_string().contains("[4294967296, 2147483648, 2]"),
+            "{error}"
+        );
+        assert!(size(&[usize::MAX / 8], Element::F32).is_ok());
+        assert!(size(&[usize::MAX / 8], Element::I64).is_err());
     }
 }

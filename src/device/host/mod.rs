@@ -1,5 +1,6 @@
 //! The host device: f32 in main memory, plain loops that the compiler vectorises.
 
+pub mod arc;
 pub mod pixels;
 mod tensor;
 
@@ -7,7 +8,7 @@ pub use tensor::HostTensor;
 
 use std::time::{Duration, Instant};
 
-use super::{Device, Update, unlike};
+use super::{Device, Update, apart, unlike};
 use crate::error::{Error, Result};
 
 /// Tensors in main memory.
@@ -86,6 +87,16 @@ impl Device for Host {
             }
         }
         Ok(out)
+    }
+
+    fn slerp(&self, share: f64, a: &HostTensor, b: &HostTensor) -> Result<HostTensor> {
+        if a.shape() != b.shape() {
+            return Err(apart(a.shape(), b.shape()));
+        }
+        Ok(HostTensor::new(
+            a.shape(),
+            arc::slerp(a.data(), b.data(), share),
+        ))
     }
 
     fn step(&self, updates: Vec<Update<'_, HostTensor>>) -> Result<()> {

@@ -37,6 +37,8 @@ impl Gpu {
         static OPEN: LazyLock<Mutex<HashMap<usize, Weak<Gpu>>>> = LazyLock::new(Mutex::default);
         let mut open = OPEN.lock();
         if let Some(gpu) = open.get(&number).and_then(Weak::upgrade) {
+            // Others still have what was lost with it.
+            gpu.cuda.check()?;
             return Ok(gpu);
         }
         let cuda = Cuda::new(number)?;

@@ -1,14 +1,13 @@
 //! An NVIDIA GPU: pictures stay in its memory from the frame that comes in to the frame that goes out.
 //!
-//! All that touches the GPU happens on the worker's thread, because its context is that thread's.
+//! The worker's thread computes. The streaming thread has frames in main memory copied up while the worker is still busy with
+//! the one before, and takes them when they have come down while it is busy with the next.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
-use super::{Input, LoadedModel, Output, Picture, Runtime};
-use crate::device::cuda::{Cuda, CudaTensor, Launches};
+use super::{Input, LoadedModel, Output, Picture, Runtime, Written};
+use crate::device::cuda::{Cuda, CudaTensor, Download, Launches, Upload};
 use crate::device::video::{Colour, VideoLayout};
 #[cfg(feature = "tensorrt")]
 use crate::element::building::Request;
@@ -33,35 +32,21 @@ pub struct CudaRuntime {
 /// A frame on its way to the GPU.
 pub struct CudaInput {
     source: Source,
-    layout: VideoLayout,
     colour: Colour,
     size: (usize, usize),
 }
 
 enum Source {
-    /// In main memory.
-    System(Lent),
+    /// In main memory, and on its way.
+    System(Upload),
     /// In a GPU's memory, ours or another one.
-    Gpu(Mapped),
+    Gpu(Mapped, VideoLayout),
 }
 
 impl CudaInput {
     /// Width and height of the picture that it becomes.
     pub fn size(&self) -> (usize, usize) {
         self.size
-    }
-
-    /// Whether the frame's memory was lent and has been taken back.
-    pub fn is_gone(&self) -> bool {
-        matches!(&self.source, Source::System(lent) if lent.0.lock().is_none())
-    }
-
-    /// What ends the loan of the frame's memory, if it is lent.
-    pub fn loan(&self) -> Option<Loan> {
-        match &self.source {
-            Source::System(lent) => Some(Loan(lent.clone())),
-            Source::Gpu(_) => None,
-        }
     }
 }
 
@@ -125,16 +110,13 @@ impl Runtime for CudaRuntime {
         };
         let CudaInput {
             source,
-            layout,
             colour,
             size,
         } = *input;
         let cuda = &self.gpu.cuda;
         match source {
-            Source::System(lent) => {
-                lent.read(|bytes| cuda.import_host(bytes, &layout, colour, size))
-            }
-            Source::Gpu(mapped) => {
+            Source::System(upload) => cuda.import_upload(upload, colour, size),
+            Source::Gpu(mapped, layout) => {
                 let context = match &self.gpu.sharing {
                     Some(sharing) => sharing.context_of(&mapped),
                     None => return Err(super::foreign()),
@@ -179,11 +161,11 @@ impl Runtime for CudaRuntime {
         Picture::Cuda(picture)
     }
 
-    fn write(&mut self, picture: &Picture, output: Output) -> Result<gst::Buffer> {
+    fn write(&mut self, picture: &Picture, output: Output) -> Result<Written> {
         let Picture::Cuda(picture) = picture else {
             return Err(super::foreign());
         };
-        let Output { mut buffer, info } = output;
+        let Output { buffer, info } = output;
         let (cuda, colour) = (&self.gpu.cuda, colour(&info));
         if let (true, Some(sharing)) = (is_cuda(&buffer), &self.gpu.sharing) {
             let mapped = Mapped::for_writing(buffer)?;
@@ -200,19 +182,19 @@ impl Runtime for CudaRuntime {
             };
             // SAFETY: mapped in the primary context, and as large as the layout says.
             unsafe { cuda.export_device(picture, mapped.base(), &layout, colour) }?;
-            return mapped.into_buffer().ok_or_else(super::foreign);
+            let buffer = mapped.into_buffer().ok_or_else(super::foreign)?;
+            return Ok(buffer.into());
         }
-        {
-            let size = buffer.size();
-            let layout = layout(&info, &buffer, None, size)?;
-            let mut map = buffer
-                .make_mut()
-                .map_writable()
-                .map_err(|err| Error::engine("output", err.to_string()))?;
-            cuda.export_host(picture, &mut map, &layout, colour)?;
-        }
-        Ok(buffer)
+        let layout = layout(&info, &buffer, None, buffer.size())?;
+        let download = cuda.download_frame(picture, &layout, colour)?;
+        Ok(Written::coming(buffer, download))
     }
+}
+
+/// Waits for a frame that comes down, and writes it to the buffer that it is for.
+pub(super) fn arrive(download: Download, buffer: &mut gst::BufferRef) -> Result<()> {
+    let mut map = (buffer.map_writable()).map_err(|e| Error::engine("output", e.to_string()))?;
+    download.finish(&mut map)
 }
 
 impl Drop for CudaRuntime {
@@ -249,23 +231,23 @@ impl Door {
         }
     }
 
-    /// A frame for the worker.
+    /// A frame for the worker. What is in main memory has been read when this returns.
     pub fn import(&self, frame: &gst::Buffer) -> Result<Input> {
-        let (source, layout) = match &self.gpu.sharing {
+        let source = match &self.gpu.sharing {
             Some(sharing) if is_cuda(frame) => {
                 let mapped = sharing.map(frame.clone())?;
                 let layout = layout(&self.input, frame, Some(mapped.planes()), mapped.size())?;
-                (Source::Gpu(mapped), layout)
+                Source::Gpu(mapped, layout)
             }
             _ => {
-                let lent = Lent::new(frame)?;
-                let layout = layout(&self.input, frame, None, lent.size())?;
-                (Source::System(lent), layout)
+                let map = (frame.map_readable())
+                    .map_err(|_| Error::engine("input", "the buffer cannot be read"))?;
+                let layout = layout(&self.input, frame, None, map.size())?;
+                Source::System(self.gpu.cuda.upload_frame(&map, &layout)?)
             }
         };
         Ok(Input::Cuda(Box::new(CudaInput {
             source,
-            layout,
             colour: colour(&self.input),
             size: self.size,
         })))
@@ -277,100 +259,5 @@ impl Door {
             buffer,
             info: self.output.clone(),
         }
-    }
-}
-
-/// A frame in main memory, lent to the worker, which copies it to where the GPU reads it. What an application lends to
-/// GStreamer is its own again when the frame has been taken in, so the loan ends before that, also when nobody waits for
-/// the worker any more.
-#[derive(Clone)]
-struct Lent(Arc<Mutex<Option<gst::MappedBuffer<gst::buffer::Readable>>>>);
-
-/// A loan, which ends when this is dropped: at once, or, if the frame is just being read, right after that.
-pub struct Loan(Lent);
-
-impl Lent {
-    fn new(frame: &gst::Buffer) -> Result<Self> {
-        let mapped = (frame.clone().into_mapped_buffer_readable())
-            .map_err(|_| Error::engine("input", "the buffer cannot be read"))?;
-        Ok(Self(Arc::new(Mutex::new(Some(mapped)))))
-    }
-
-    /// Its size in bytes.
-    fn size(&self) -> usize {
-        self.0.lock().as_ref().map_or(0, |frame| frame.len())
-    }
-
-    /// Reads the frame, once.
-    fn read<R>(&self, work: impl FnOnce(&[u8]) -> Result<R>) -> Result<R> {
-        let mut lent = self.0.lock();
-        let result = match lent.as_ref() {
-            Some(frame) => work(frame),
-            None => Err(Error::engine("input", "was taken back by a flush")),
-        };
-        *lent = None;
-        result
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        self.0.0.lock().take();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frame() -> gst::Buffer {
-        gst::init().unwrap();
-        gst::Buffer::from_slice([1, 2, 3])
-    }
-
-    #[test]
-    fn a_frame_is_read_once_and_let_go() {
-        let frame = frame();
-        let lent = Lent::new(&frame).unwrap();
-        let _loan = Loan(lent.clone());
-        assert_eq!(lent.size(), 3);
-        assert!(!frame.is_writable());
-        assert_eq!(lent.read(|bytes| Ok(bytes.to_vec())).unwrap(), [1, 2, 3]);
-        assert!(frame.is_writable(), "still held");
-        assert!(lent.read(|_| Ok(())).is_err());
-    }
-
-    #[test]
-    fn a_loan_that_ended_is_not_read() {
-        let frame = frame();
-        let lent = Lent::new(&frame).unwrap();
-        drop(Loan(lent.clone()));
-        assert!(frame.is_writable());
-        let error = lent.read(|_| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("taken back"), "{error}");
-    }
-
-    #[test]
-    fn a_loan_lasts_while_the_frame_is_read() {
-        let lent = Lent::new(&frame()).unwrap();
-        let loan = Loan(lent.clone());
-        let (reading, started) = std::sync::mpsc::channel();
-        let done = std::sync::atomic::AtomicBool::new(false);
-        let order = std::sync::atomic::Ordering::SeqCst;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                lent.read(|bytes| {
-                    reading.send(()).unwrap();
-                    std::thread::sleep(std::time::Duration::from_millis(30));
-                    done.store(true, order);
-                    assert_eq!(bytes, [1, 2, 3]);
-                    Ok(())
-                })
-                .unwrap();
-            });
-            started.recv().unwrap();
-            drop(loan);
-            assert!(done.load(order));
-        });
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::convert::{self, Exporter, Importer};
-use super::{Input, LoadedModel, Output, Picture, Runtime, foreign};
+use super::{Input, LoadedModel, Output, Picture, Runtime, Written, foreign};
 use crate::device::{Host, HostTensor};
 use crate::engine::onnxruntime::OnnxModel;
 use crate::engine::shared::{self, Loaded};
@@ -54,7 +54,7 @@ impl Runtime for HostRuntime {
     }
 
     /// The streaming thread writes frames itself.
-    fn write(&mut self, _: &Picture, _: Output) -> Result<gst::Buffer> {
+    fn write(&mut self, _: &Picture, _: Output) -> Result<Written> {
         Err(foreign())
     }
 }

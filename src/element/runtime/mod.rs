@@ -13,7 +13,7 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 use super::cuda::Gpu;
 #[cfg(feature = "cuda")]
-use crate::device::cuda::CudaTensor;
+use crate::device::cuda::{CudaTensor, Download};
 use crate::device::{Device, HostTensor};
 #[cfg(feature = "cuda")]
 use crate::engine::cuda::CudaModel;
@@ -56,8 +56,8 @@ pub trait Runtime {
     /// A picture that the stream made, for the element.
     fn picture(picture: Arc<TensorOf<Self>>) -> Picture;
 
-    /// Writes a picture into a frame, and gives that back when it is complete.
-    fn write(&mut self, picture: &Picture, output: Output) -> Result<gst::Buffer>;
+    /// Writes a picture into a frame, and gives that back, which may be on its way still.
+    fn write(&mut self, picture: &Picture, output: Output) -> Result<Written>;
 }
 
 /// A frame that a picture is to be written to.
@@ -73,6 +73,55 @@ pub struct Output {
     pub buffer: gst::Buffer,
     /// What its caps say.
     pub info: gst_video::VideoInfo,
+}
+
+/// A frame that a picture was written to, by whomever. What comes from a GPU may still be on its way to it.
+pub struct Written {
+    buffer: gst::Buffer,
+    #[cfg(feature = "cuda")]
+    coming: Option<Box<Download>>,
+}
+
+impl From<gst::Buffer> for Written {
+    /// A frame that is complete.
+    fn from(buffer: gst::Buffer) -> Self {
+        Self {
+            buffer,
+            #[cfg(feature = "cuda")]
+            coming: None,
+        }
+    }
+}
+
+impl Written {
+    /// A frame that `download` is for.
+    #[cfg(feature = "cuda")]
+    pub fn coming(buffer: gst::Buffer, download: Download) -> Self {
+        Self {
+            buffer,
+            coming: Some(Box::new(download)),
+        }
+    }
+
+    /// The frame, for what is not its pixels.
+    pub fn buffer_mut(&mut self) -> &mut gst::Buffer {
+        &mut self.buffer
+    }
+
+    /// The frame, complete. Waits for a copy that is under way at most, not for what is computed meanwhile.
+    pub fn complete(&mut self) -> Result<&gst::Buffer> {
+        #[cfg(feature = "cuda")]
+        if let Some(download) = self.coming.take() {
+            cuda::arrive(*download, self.buffer.make_mut())?;
+        }
+        Ok(&self.buffer)
+    }
+
+    /// The frame, complete, and nobody else's.
+    pub fn into_buffer(mut self) -> Result<gst::Buffer> {
+        self.complete()?;
+        Ok(self.buffer)
+    }
 }
 
 /// What comes of one runtime's things in another one.
@@ -99,24 +148,6 @@ impl Input {
             },
             #[cfg(feature = "cuda")]
             Self::Cuda(input) => Ok(input.size()),
-        }
-    }
-
-    /// Whether the frame's memory was lent and has been taken back.
-    pub fn is_gone(&self) -> bool {
-        match self {
-            Self::Host(_) => false,
-            #[cfg(feature = "cuda")]
-            Self::Cuda(input) => input.is_gone(),
-        }
-    }
-
-    /// What ends the loan of the frame's memory, if it is lent to the worker.
-    #[cfg(feature = "cuda")]
-    pub fn loan(&self) -> Option<cuda::Loan> {
-        match self {
-            Self::Host(_) => None,
-            Self::Cuda(input) => input.loan(),
         }
     }
 }

@@ -1,0 +1,115 @@
+//! Where frames in main memory are on their way to the GPU and back, beside what is computed there.
+//!
+//! Copies have streams of their own, one for each way, so that the next frame comes up and the last one goes down while the
+//! one between is computed. Each frame on its way has a block of page-locked memory and one on the GPU, and two events put
+//! the streams in order: `copied` follows what the copying stream did with the block, `used` what the compute stream did.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaStream, DriverError};
+use parking_lot::Mutex;
+
+use super::context::{Gpu, Restore, failed};
+use super::pinned::Pinned;
+use super::pool::Buffer;
+use crate::error::Result;
+
+/// Blocks kept for one way while no frame is in them: as many as frames are commonly on that way at once.
+const KEPT: usize = 4;
+
+/// A frame's memory on both sides.
+pub(super) struct Staging {
+    /// In main memory. The copying stream reads or writes it until `copied`.
+    pub(super) memory: Pinned,
+    /// On the GPU, as large.
+    pub(super) raw: Buffer,
+    /// After the last copy from one to the other.
+    pub(super) copied: CudaEvent,
+    /// After the compute stream's last use of `raw`.
+    pub(super) used: CudaEvent,
+    /// The stream that copies.
+    stream: Arc<CudaStream>,
+    restore: Restore,
+}
+
+impl Staging {
+    /// At least `size` bytes. `lock` keeps others off the compute stream.
+    fn new(gpu: &Gpu, stream: &Arc<CudaStream>, size: usize, lock: &Mutex<()>) -> Result<Self> {
+        let event = || {
+            let event = gpu.context.new_event(None);
+            event.map_err(|e| failed("make an event", e))
+        };
+        let staging = Self {
+            memory: Pinned::new(gpu, size)?,
+            raw: gpu.pool.take(size)?,
+            copied: event()?,
+            used: event()?,
+            stream: stream.clone(),
+            restore: Restore::default(),
+        };
+        // What the pool's memory was used for before may still be under way there.
+        let _submission = lock.lock();
+        let recorded = staging.used.record(&gpu.stream);
+        recorded.map_err(|e| failed("record an event", e))?;
+        Ok(staging)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        self.restore.save();
+        // The pool gives its memory to the compute stream, which knows nothing of copies; and the GPU has to be done with
+        // the other one. An error can only be an earlier one of the context's.
+        let _ = self.stream.synchronize();
+    }
+}
+
+/// The blocks of one way that no frame is in, the one that was used last at the back.
+#[derive(Default)]
+pub(super) struct Shelf(Mutex<VecDeque<Staging>>);
+
+impl Shelf {
+    /// A block of at least `size` bytes whose main memory nothing uses any more. Its other half may be in use yet: `used`
+    /// and `copied` say until when. The GPU's context must be the thread's.
+    pub(super) fn take(
+        &self,
+        gpu: &Gpu,
+        stream: &Arc<CudaStream>,
+        size: usize,
+        lock: &Mutex<()>,
+    ) -> Result<Staging> {
+        let copying = |e: DriverError| failed("copy a frame", e);
+        let kept = {
+            let mut shelf = self.0.lock();
+            let mut free = None;
+            for (index, staging) in shelf.iter().enumerate() {
+                if staging.memory.size() >= size
+                    && staging.copied.try_is_complete().map_err(copying)?
+                {
+                    free = Some(index);
+                    break;
+                }
+            }
+            free.and_then(|index| shelf.remove(index))
+        };
+        match kept {
+            Some(staging) => Ok(staging),
+            None => Staging::new(gpu, stream, size, lock),
+        }
+    }
+
+    /// Keeps a block for the next frame. Its last copy and use must have been recorded.
+    pub(super) fn put(&self, staging: Staging) {
+        let oldest = {
+            let mut shelf = self.0.lock();
+            shelf.push_back(staging);
+            match shelf.len() > KEPT {
+                true => shelf.pop_front(),
+                false => None,
+            }
+        };
+        // Waits for the copies, and so without the lock.
+        drop(oldest);
+    }
+}
