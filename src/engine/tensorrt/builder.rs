@@ -409,7 +409,7 @@ mod tests {
         let mut builder = trtx::Builder::new(log::logger().unwrap()).unwrap();
         let mut config = builder.create_config().unwrap();
         let flag = trtx::BuilderFlag::kREQUIRE_USER_ALLOCATION;
-        assert!(!config.flag(flag.clone()));
+        assert!(!config.flag(flag));
         set_flags(&mut config);
         assert!(config.flag(flag));
     }
