@@ -377,7 +377,7 @@ fn auto_goes_on_to_what_can_run_the_model() {
     let [warning] = &warnings[..] else {
         panic!("{warnings:?}");
     };
-    for part in [&reason, "It is tried on the CPU now"] {
+    for part in [&reason, "Now onnxruntime-cpu tries it, on the CPU"] {
         assert!(warning.contains(part), "{warning:?} lacks {part:?}");
     }
     assert_eq!(place.texts(gst::MessageType::Error), [""; 0]);

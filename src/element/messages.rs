@@ -100,14 +100,14 @@ impl Observer for ElementObserver {
         }
     }
 
-    fn moved(&self, device: &str, reason: &str) {
+    fn moved(&self, backend: &str, device: &str, reason: &str) {
         *self.place.lock() = (device.to_owned(), reason.to_owned());
         let reason = errors::c_text(reason);
         if let Some(element) = self.element.upgrade() {
             gst::element_warning!(
                 element,
                 gst::LibraryError::Init,
-                ("{reason}. It is tried on the {device} now")
+                ("{reason}. Now {backend} tries it, on the {device}")
             );
         }
     }

@@ -59,6 +59,17 @@ impl Venue {
         }
     }
 
+    /// What runs the model there, as `backend` calls it.
+    pub fn backend(&self) -> &'static str {
+        match self {
+            Self::Cpu => "onnxruntime-cpu",
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => "onnxruntime-cuda",
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            Self::TensorRt(..) => "tensorrt",
+        }
+    }
+
     /// Whether it does what is asked for now, with the model in the folder `model`: engines are made for a size and for
     /// steps.
     pub fn still_does(&self, settings: &Settings, model: &Path) -> bool {
@@ -91,19 +102,19 @@ impl Venue {
 
     /// `error`, which comes of loading the model here, with what else could be asked for.
     pub fn advise(&self, error: Error) -> Error {
-        let otherwise = match self {
-            Self::Cpu => return error,
+        let otherwise: Option<&str> = match self {
+            Self::Cpu => None,
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) => "backend=onnxruntime-cpu runs it on the CPU",
+            Self::Gpu(_) => Some("backend=onnxruntime-cpu runs it on the CPU"),
             #[cfg(all(feature = "cuda", feature = "tensorrt"))]
-            Self::TensorRt(..) => "backend=onnxruntime-cuda runs it without TensorRT",
+            Self::TensorRt(..) => Some("backend=onnxruntime-cuda runs it without TensorRT"),
         };
-        match error {
-            Error::Engine { component, what } => Error::Engine {
+        match (error, otherwise) {
+            (Error::Engine { component, what }, Some(otherwise)) => Error::Engine {
                 component,
                 what: format!("{what}; {otherwise}"),
             },
-            other => other,
+            (error, _) => error,
         }
     }
 

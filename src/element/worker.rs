@@ -258,8 +258,8 @@ pub trait Observer: Send + Sync + 'static {
     fn skipping(&self, change: Change, with: Stamp);
     /// Who takes in what happens to frames, if anybody wants to hear of it now.
     fn teller(&self) -> Option<Teller>;
-    /// The model could not be loaded where that was tried first; it is tried on `device` now, for `reason`.
-    fn moved(&self, device: &str, reason: &str);
+    /// The model could not be loaded where that was tried first; now `backend` tries it on `device`, for `reason`.
+    fn moved(&self, backend: &str, device: &str, reason: &str);
     /// The model could not be loaded, or the worker broke down: it does nothing more.
     fn failed(&self, error: &Error);
     /// A live change could not be taken over; the old values stay in force.
@@ -329,7 +329,7 @@ impl Worker {
                         break;
                     };
                     stats.lock().moved(next.name(), reason.clone());
-                    observer.moved(&next.name(), &reason);
+                    observer.moved(next.backend(), &next.name(), &reason);
                     venue = next;
                 }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
