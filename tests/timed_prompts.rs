@@ -616,6 +616,19 @@ fn a_cue_from_before_the_segment_is_in_force_in_it() {
     }
     rig.push(still(300));
     assert_eq!(prompts(&rig), "sea sea cat cat cat");
+    // However many there are: frames wait for the last of them.
+    rig.event(gst::event::FlushStart::new());
+    rig.event(gst::event::FlushStop::new(true));
+    assert!(rig.segment());
+    assert!(show.event(gst::event::FlushStart::new()));
+    assert!(show.event(gst::event::FlushStop::new(true)));
+    assert!(show.event(gst::event::Segment::new(&segment)));
+    let result = pushing(&rig, 0..3);
+    done(&bringing(&show, 10..60)).unwrap();
+    show.cue(102, OIL).unwrap();
+    show.end();
+    done(&result).unwrap();
+    assert_eq!(prompts(&rig), "sea sea painting");
 }
 
 /// Backwards, as in a segment of a negative rate, time runs from its end to its start.

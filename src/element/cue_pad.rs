@@ -73,9 +73,12 @@ impl StreamDiffusion {
         pad: &gst::Pad,
         buffer: &gst::BufferRef,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let time = match (segment(pad), buffer.pts()) {
-            (Some(segment), Some(start)) => cue_time(&segment, start, buffer.duration()),
-            _ => Some(None),
+        let (time, early) = match (segment(pad), buffer.pts()) {
+            (Some(segment), Some(start)) => (
+                cue_time(&segment, start, buffer.duration()),
+                segment.rate() >= 0.0 && segment.start().is_some_and(|first| start < first),
+            ),
+            _ => (Some(None), false),
         };
         let Some(time) = time else {
             gst::debug!(CAT, obj = pad, "No cue: {buffer:?} is not in the segment");
@@ -102,13 +105,14 @@ impl StreamDiffusion {
         })?;
         gst::debug!(CAT, obj = pad, "{cue}: {:?}", cue.text);
         let asker = self.state.lock().asker.clone();
+        // Of many from before the segment only the last is for a frame.
         if let Some(asker) = asker
-            && !cue.text.is_empty()
+            && !(cue.text.is_empty() || early)
             && self.cues.expect_frames()
         {
             asker.prepare(self.settings.lock().clone(), cue.clone());
         }
-        self.cues.bring(cue);
+        self.cues.bring(cue, early);
         Ok(gst::FlowSuccess::Ok)
     }
 

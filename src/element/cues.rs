@@ -160,9 +160,11 @@ impl Cues {
     }
 
     /// Brings a cue, for which there is room; without it the one goes that is due first.
-    pub fn bring(&self, cue: Arc<Cue>) {
+    /// After an `early` one, from before the segment, others may come that are for its beginning as well.
+    pub fn bring(&self, cue: Arc<Cue>, early: bool) {
         let mut state = self.state.lock();
         match cue.time {
+            Some(_) if early => {}
             // Another one may be for the same time, but not for an earlier one.
             Some(time) => {
                 state.reached = state
@@ -288,10 +290,11 @@ mod tests {
 
     fn bring(cues: &Cues, time: impl Into<Option<u64>>, text: &str) {
         cues.wait_for_room().unwrap();
-        cues.bring(Arc::new(Cue {
+        let cue = Cue {
             time: time.into().map(ms),
             text: text.into(),
-        }));
+        };
+        cues.bring(Arc::new(cue), false);
     }
 
     /// The prompt of a frame.
@@ -383,6 +386,25 @@ mod tests {
         assert!(waits(999));
         cues.link(false);
         assert!(!waits(999));
+    }
+
+    #[test]
+    fn after_an_early_cue_there_may_be_others_for_the_same_frame() {
+        let cues = Cues::default();
+        cues.link(true);
+        let early = |text: &str| {
+            let cue = Cue {
+                time: Some(ms(0)),
+                text: text.into(),
+            };
+            cues.bring(Arc::new(cue), true);
+        };
+        early("a");
+        early("b");
+        assert!(cues.must_wait(Some(ms(0))));
+        bring(&cues, 0, "c");
+        assert!(!cues.must_wait(Some(ms(0))));
+        assert_eq!(shown(&cues, 0, 0), text("c"));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What a stream is told and asked for, beside frames.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use super::contexts::Texts;
 use super::noise::TorchGenerator;
 use super::schedule::{Step, schedule};
@@ -11,8 +14,6 @@ use crate::device::Device;
 use crate::engine::Model;
 use crate::error::Result;
 use crate::model::SchedulerConfig;
-use std::collections::VecDeque;
-use std::sync::Arc;
 
 /// How many frames went which way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
