@@ -13,6 +13,8 @@ LIBRARY = "libgststreamdiffusion.so"
 PROGRAM = "streamdiffusion"
 # Shells, and what they call a file with completions for the program.
 COMPLETIONS = {"bash": PROGRAM, "zsh": f"_{PROGRAM}", "fish": f"{PROGRAM}.fish"}
+# Folders that scripts of the clone fetch libraries into, and the variables that name them.
+FETCHED = {".onnxruntime": "ORT_DYLIB_PATH", ".tensorrt": "TENSORRT_LIBRARY_PATH"}
 
 
 def write_depfile(cargo_depfile: Path, depfile: Path, output: str) -> None:
@@ -57,11 +59,14 @@ def document(args: argparse.Namespace) -> None:
 
 def test(args: argparse.Namespace) -> None:
     environment = dict(os.environ)
-    fetched = args.source / ".onnxruntime"
-    if fetched.is_dir():
-        environment.setdefault("ORT_DYLIB_PATH", str(fetched))
-    command = ["cargo", "test"]
-    subprocess.run([*command, *args.cargo_options], cwd=args.source, check=True, env=environment)
+    for name, variable in FETCHED.items():
+        if (args.source / name).is_dir():
+            environment.setdefault(variable, str(args.source / name))
+    # Of its own: the tests' plugins shall not get into the user's.
+    environment.setdefault("GST_REGISTRY", str(args.target / "gst-registry-test.bin"))
+    # Some tests start programs that load the plugin, which building the tests alone does not bring up to date.
+    for command in (["cargo", "build"], ["cargo", "test", "--no-fail-fast"]):
+        subprocess.run([*command, *args.cargo_options], cwd=args.source, check=True, env=environment)
 
 
 def main() -> int:

@@ -34,6 +34,16 @@ pub fn object_of(_: *const ()) -> Option<PathBuf> {
     None
 }
 
+/// Whether `path`, a file or a folder, is `file` or the folder it is in, whatever links lead there.
+pub fn names(path: &Path, file: &Path) -> bool {
+    let file = file.canonicalize();
+    let folder = file.as_deref().ok().and_then(Path::parent);
+    match (path.canonicalize(), &file) {
+        (Ok(path), Ok(file)) => path == *file || Some(path.as_path()) == folder,
+        _ => false,
+    }
+}
+
 /// The folders that count as "beside the plugin", and the folder `name` in each.
 pub fn beside(name: &str) -> Vec<PathBuf> {
     let object = object();
@@ -76,6 +86,23 @@ pub fn beside(name: &str) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_named_by_itself_its_folder_and_links() {
+        let folder = std::env::temp_dir().join(format!("location-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("lib.so.1");
+        std::fs::write(&file, "").unwrap();
+        let link = folder.join("lib.so");
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("lib.so.1", &link).unwrap();
+        assert!(names(&file, &file) && names(&folder, &file));
+        #[cfg(unix)]
+        assert!(names(&link, &file) && names(&file, &link));
+        assert!(!names(&std::env::temp_dir(), &file));
+        assert!(!names(&folder.join("other.so"), &file));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn a_test_program_is_beside_itself() {

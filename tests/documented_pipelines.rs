@@ -1,4 +1,5 @@
-//! The pipelines of the documents: each parses, or the documents say where to get what it needs.
+//! The pipelines of the documents: each parses, or the documents say where to get what it needs; and those between a camera
+//! and a screen play.
 
 mod common;
 
@@ -129,6 +130,68 @@ fn every_pipeline_parses_or_says_what_it_needs() {
             "scripts/setup should have installed {element}"
         );
     }
+}
+
+/// Cameras and screens are replaced, and pictures made small and few; nothing else of a line.
+#[test]
+fn pipelines_from_cameras_to_screens_play() {
+    let camera = "videotestsrc is-live=true num-buffers=6 ! video/x-raw,width=64,height=64,framerate=10/1 ! identity";
+    let mut played = 0;
+    for document in ["README.md", "docs/embedding.md"] {
+        for (language, line) in blocks(document) {
+            let Some((_, pipeline)) = line.split_once("gst-launch-1.0 ") else {
+                continue;
+            };
+            // Those that need a GPU name a model.
+            if language != "sh"
+                || !pipeline.ends_with("autovideosink")
+                || pipeline.contains("model=")
+            {
+                continue;
+            }
+            let begins = ["v4l2src ", "videotestsrc is-live=true "];
+            let Some(begin) = begins.iter().find(|begin| pipeline.starts_with(**begin)) else {
+                continue;
+            };
+            let pipeline = pipeline
+                .replacen(begin, &format!("{camera} "), 1)
+                .replace("width=512,height=512", "width=64,height=64")
+                .replace("autovideosink", "fakesink sync=true silent=false");
+            plays(&line, &pipeline);
+            played += 1;
+        }
+    }
+    assert!(played >= 5, "{played}");
+}
+
+/// Plays it as it would be typed, up to its end.
+#[track_caller]
+fn plays(line: &str, pipeline: &str) {
+    let folder = Folder::new();
+    let plugins = [
+        "compositor",
+        "coreelements",
+        "debugutilsbad",
+        "videoconvertscale",
+        "videotestsrc",
+    ];
+    let output = tool("timeout", &folder, &plugins)
+        .args(["--signal=KILL", "120", "sh", "-c"])
+        .arg(format!("exec gst-launch-1.0 -v {pipeline}"))
+        .env(
+            "GST_STREAMDIFFUSION_MODELS",
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("models"),
+        )
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}\n{said}{errors}");
+    assert!(said.contains("Got EOS"), "{line}\n{said}");
+    assert!(
+        said.contains("last-message = chain "),
+        "{line}: no picture came\n{said}"
+    );
 }
 
 /// The lines that start an example name files that are there.

@@ -342,6 +342,65 @@ fn folders_without_room_or_that_cannot_be_written_are_told() {
     assert!(cache.entries().unwrap().is_empty());
 }
 
+/// Lets the calling thread write only what anybody may, even root's, until this is dropped.
+#[cfg(target_os = "linux")]
+struct Nobody;
+
+#[cfg(target_os = "linux")]
+impl Nobody {
+    fn new() -> Self {
+        Self::become_user(65534);
+        Self
+    }
+
+    /// File access of this thread alone: the C library's function would change all threads.
+    fn become_user(user: libc::c_long) {
+        // SAFETY: changes a number of the calling thread.
+        unsafe { libc::syscall(libc::SYS_setfsuid, user) };
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Nobody {
+    fn drop(&mut self) {
+        // SAFETY: takes nothing and cannot fail.
+        Self::become_user(unsafe { libc::geteuid() }.into());
+    }
+}
+
+/// A cache that the system's administrator has filled, say: what is in it is used, and what is missing is told.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_cannot_be_written_is_read() {
+    let (folder, cache, _) = full();
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    mode(folder.path(), 0o755);
+    for entry in fs::read_dir(cache.folder()).unwrap().flatten() {
+        mode(&entry.path(), 0o444);
+    }
+    mode(cache.folder(), 0o555);
+    let before = names(&cache);
+    let nobody = Nobody::new();
+    assert_eq!(cache.load(&key()).unwrap().bytes, ENGINE);
+    assert!(cache.holds(&key()).unwrap());
+    let never = || -> Result<Vec<u8>> { panic!("built in vain") };
+    let there = build(&cache, &key(), never).unwrap();
+    assert!(matches!(there, Outcome::Present(_)), "{there:?}");
+    let other = Key {
+        component: "vae_encoder".into(),
+        ..key()
+    };
+    let error = build(&cache, &other, never).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+    let text = error.to_string();
+    for part in [cache.folder().to_str().unwrap(), "cannot be written"] {
+        assert!(text.contains(part), "{text:?} lacks {part:?}");
+    }
+    drop(nobody);
+    assert_eq!(names(&cache), before);
+    mode(cache.folder(), 0o700);
+}
+
 #[test]
 fn of_builders_at_the_same_time_one_builds_and_the_others_wait() {
     let (_folder, cache) = cache();

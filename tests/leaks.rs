@@ -153,3 +153,47 @@ fn new_caps() {
         assert!(rig.errors().is_empty());
     });
 }
+
+#[test]
+fn prompts_that_come_and_go() {
+    traced("prompts_that_come_and_go", |round| {
+        let length = time(2).nseconds().to_string();
+        let settings = [("t-index-list", "35"), ("prompt-transition", &length)];
+        let rig = Rig::playing(&settings, &rgb());
+        let styles = ["oil | ink:2", "a neon cat", "(sea:1.3) BREAK [calm]"];
+        for k in 0..ROUNDS {
+            let pad = rig.element.request_pad_simple("prompt").unwrap();
+            let src = gst::Pad::builder(gst::PadDirection::Src).build();
+            src.link(&pad).unwrap();
+            src.set_active(true).unwrap();
+            assert!(src.push_event(gst::event::StreamStart::new("show")));
+            let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+            assert!(src.push_event(gst::event::Segment::new(&segment)));
+            // One that is in force, one that never is, and none after a flush.
+            for (at, style) in [(2 * k, 0), (1 << 20, 1)] {
+                let text = styles[(k as usize + style) % styles.len()];
+                src.push(buffer(text.into(), at)).unwrap();
+            }
+            rig.push_frames(2 * k..2 * k + 1);
+            match k % 3 {
+                0 => assert!(src.push_event(gst::event::Eos::new())),
+                1 => {
+                    assert!(src.push_event(gst::event::FlushStart::new()));
+                    assert!(src.push_event(gst::event::FlushStop::new(true)));
+                }
+                _ => {}
+            }
+            rig.element.release_request_pad(&pad);
+            set(
+                &rig.element,
+                &[("prompt", styles[k as usize % styles.len()])],
+            );
+            rig.push_frames(2 * k + 1..2 * k + 2);
+            assert_eq!(rig.frames().len(), 2);
+            rig.messages(&[gst::MessageType::Element]);
+            round();
+        }
+        let errors = rig.errors();
+        assert!(errors.is_empty(), "{errors:?}");
+    });
+}

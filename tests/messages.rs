@@ -228,6 +228,101 @@ fn a_prompt_is_told_of_with_the_first_frame_that_shows_it() {
     }
 }
 
+/// Who changes a prompt and takes that back changes nothing, and is told of nothing.
+#[test]
+fn a_prompt_in_force_is_not_told_of_again() {
+    const CAT: &str = "a neon cat";
+    const SEA: &str = "a calm sea";
+    let rig = Rig::playing(&[("t-index-list", "35"), ("prompt", CAT)], &rgb());
+    let (mut k, mut messages) = (0, Vec::new());
+    let mut push_until = |done: &dyn Fn(&[gst::Message]) -> bool| {
+        for _ in 0..10_000 {
+            rig.push(buffer(picture(0), k));
+            k += 1;
+            messages.extend(told(&rig));
+            if done(&messages) {
+                return;
+            }
+        }
+        panic!("{messages:?}");
+    };
+    let warned = |messages: &[gst::Message]| {
+        messages
+            .iter()
+            .any(|m| m.type_() == gst::MessageType::Warning)
+    };
+    push_until(&|messages| of(messages, "prompt-applied").len() == 1);
+    set(&rig.element, &[("prompt", "(cat:11)")]);
+    push_until(&warned);
+    set(&rig.element, &[("prompt", CAT)]);
+    let frames = std::cell::Cell::new(0);
+    push_until(&|_| frames.replace(frames.get() + 1) == 50);
+    set(&rig.element, &[("prompt", SEA)]);
+    let last = |messages: &[gst::Message]| {
+        let applied = of(messages, "prompt-applied");
+        applied.last().unwrap().get::<&str>("prompt") == Ok(SEA)
+    };
+    push_until(&last);
+    assert_eq!(of(&messages, "prompt-applied").len(), 2, "{messages:?}");
+}
+
+/// Where prompts turn into one another over a time, the beginning is told, and the end, with the first frame that shows the new
+/// one alone; what is given up on the way has no end.
+#[test]
+fn a_transition_is_told_at_its_beginning_and_its_end() {
+    const CAT: &str = "a neon cat";
+    const SEA: &str = "a calm sea";
+    let length = time(4).nseconds().to_string();
+    for (list, size) in [("35", "1"), ("32,45", "2")] {
+        let settings = [
+            ("t-index-list", list),
+            ("frame-buffer-size", size),
+            ("prompt", CAT),
+            ("negative-prompt", "ink"),
+            ("prompt-transition", &length),
+        ];
+        let rig = Rig::playing(&settings, &rgb());
+        let src = gst::Pad::builder(gst::PadDirection::Src).build();
+        let sink = rig.element.request_pad_simple("prompt").unwrap();
+        src.link(&sink).unwrap();
+        src.set_active(true).unwrap();
+        assert!(src.push_event(gst::event::StreamStart::new("show")));
+        let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        assert!(src.push_event(gst::event::Segment::new(&segment)));
+        for (k, prompt) in [(2, SEA), (8, CAT), (10, SEA)] {
+            src.push(buffer(prompt.as_bytes().to_vec(), k)).unwrap();
+        }
+        assert!(src.push_event(gst::event::Eos::new()));
+        rig.push_frames(0..16);
+        rig.end();
+        let found: Vec<_> = told(&rig)
+            .iter()
+            .filter(|message| name(message).starts_with("streamdiffusion-prompt"))
+            .map(|message| {
+                let structure = message.structure().unwrap();
+                let pts: gst::ClockTime = structure.get("pts").unwrap();
+                assert_eq!(structure.get::<gst::ClockTime>("running-time"), Ok(pts));
+                assert_eq!(structure.get::<&str>("negative-prompt"), Ok("ink"));
+                let duration = structure.get::<u64>("duration").ok();
+                let begins = name(message) == "streamdiffusion-prompt-transition";
+                assert_eq!(duration, begins.then_some(time(4).nseconds()));
+                let prompt: String = structure.get("prompt").unwrap();
+                (begins, prompt, pts.mseconds() / FRAME_MS)
+            })
+            .collect();
+        let expected = [
+            (false, CAT, 0),
+            (true, SEA, 2),
+            (false, SEA, 6),
+            (true, CAT, 8),
+            (true, SEA, 10),
+            (false, SEA, 14),
+        ];
+        let expected = expected.map(|(begins, prompt, k)| (begins, prompt.to_owned(), k));
+        assert_eq!(found, expected, "{list}, groups of {size}");
+    }
+}
+
 #[test]
 fn the_filter_tells_when_it_begins_and_ends_not_of_every_frame() {
     let rig = Rig::playing(
@@ -273,6 +368,38 @@ fn the_filter_tells_when_it_begins_and_ends_not_of_every_frame() {
     assert!(resumed.get::<f64>("similarity").unwrap() < 0.98);
     let pts = resumed.get::<gst::ClockTime>("pts").unwrap();
     assert!(pts > time(48) && pts < time(56), "{pts}");
+}
+
+/// Frames that fill a gap share the picture before them too, but that is not the filter's doing, and nothing stands still.
+#[test]
+fn frames_that_fill_gaps_are_not_the_filters() {
+    for filter in ["false", "true"] {
+        let settings = [("t-index-list", "35"), ("similarity-filter", filter)];
+        let rig = Rig::playing(&settings, &rgb());
+        for k in 0..20 {
+            let mut frame = buffer(picture(4 * (k / 2)), k);
+            if k % 2 == 1 {
+                frame.make_mut().set_flags(gst::BufferFlags::GAP);
+            }
+            rig.push(frame);
+        }
+        assert_eq!(stat(&rig.element, "skipped"), 10);
+        let messages = told(&rig);
+        assert!(of(&messages, "skipping").is_empty(), "{messages:?}");
+        // They are no sign of movement either, and do not count.
+        if filter == "true" {
+            let still = |k| rig.push(buffer(picture(0), k));
+            (20..23).for_each(still);
+            let mut gap = buffer(picture(0), 23);
+            gap.make_mut().set_flags(gst::BufferFlags::GAP);
+            rig.push(gap);
+            (24..30).for_each(|k| rig.push(buffer(picture(4 * (k - 20)), k)));
+            let messages = told(&rig);
+            assert_eq!(of(&messages, "skipping").len(), 1, "{messages:?}");
+            let resumed = of(&messages, "resumed").remove(0);
+            assert_eq!(resumed.get::<u64>("skipped"), Ok(2));
+        }
+    }
 }
 
 #[test]

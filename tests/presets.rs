@@ -88,7 +88,11 @@ fn every_property_of_a_preset_is_taken() {
                 "timing" => "content",
                 "similarity-filter" | "add-noise" if value == "true" => "false",
                 "similarity-filter" | "add-noise" => "true",
-                "frame-buffer-size" => "3",
+                "frame-buffer-size" | "pipeline-depth" => "3",
+                "late-policy" => "passthrough",
+                "while-loading" if value == "block" => "passthrough",
+                "while-loading" => "block",
+                "prompt-transition" | "max-lateness" | "latency" => "123456789",
                 "noise-walk-frames" | "ssf-max-skip" => "17",
                 "strength" | "ssf-threshold" => "0.123",
                 // A value for a new one belongs here.
@@ -106,6 +110,42 @@ fn every_property_of_a_preset_is_taken() {
                 wanted.compare(&is) == Some(std::cmp::Ordering::Equal),
                 "{name}: {property} is {is:?}, not {value}"
             );
+        }
+    }
+}
+
+/// Whoever tries one after the other gets what each says, whatever came before.
+#[test]
+fn a_preset_leaves_nothing_of_another() {
+    // `strength` has no value that means the model's own, so presets that want that cannot give it back; the others mean
+    // nothing where noise does not walk and nothing is skipped.
+    let own = |property: &str| {
+        [
+            "strength",
+            "noise-walk-frames",
+            "ssf-threshold",
+            "ssf-max-skip",
+        ]
+        .contains(&property)
+    };
+    let sets = |preset: &Preset| {
+        let names = preset.properties.iter().map(|(name, _)| name.clone());
+        let mut names: Vec<_> = names.filter(|name| !own(name)).collect();
+        names.sort();
+        names
+    };
+    let presets = written();
+    let all = sets(&presets[0]);
+    for preset in &presets {
+        assert_eq!(sets(preset), all, "{}", preset.name);
+        let value = |name: &str| preset.properties.iter().find(|(key, _)| key == name);
+        for (switch, on, needed) in [
+            ("noise", "walk", "noise-walk-frames"),
+            ("similarity-filter", "true", "ssf-threshold"),
+            ("similarity-filter", "true", "ssf-max-skip"),
+        ] {
+            let is_on = value(switch).is_some_and(|(_, value)| value == on);
+            assert_eq!(value(needed).is_some(), is_on, "{}: {needed}", preset.name);
         }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "cuda")]
 use std::time::Instant;
 
-use common::{Folder, data, parity, wait_until};
+use common::{Folder, data, parity, tensorrt_of_version, wait_until};
 #[cfg(feature = "cuda")]
 use gststreamdiffusion::device::Device;
 #[cfg(feature = "cuda")]
@@ -671,14 +671,14 @@ fn a_library_that_is_missing_or_of_the_wrong_version_is_told() {
     );
     fails(
         with(here.path()),
-        &["is the folder", "which holds none", "get-tensorrt"],
+        &["the folder holds no libtensorrt_rtx.so", "get-tensorrt"],
     );
     let old = here.path().join("libtensorrt_rtx.so.1");
-    compile(&old, 1, 6);
+    tensorrt_of_version(&old, 1, 6);
     fails(with(&old), &["version 1.6.0.0, expected 1.7"]);
     fails(with(here.path()), &["version 1.6.0.0, expected 1.7"]);
     let later = here.path().join("later.so");
-    compile(&later, 2, 7);
+    tensorrt_of_version(&later, 2, 7);
     fails(with(&later), &["version 2.7.0.0, expected 1.7"]);
     // The library without its parser, which is not the system's either.
     let alone = here.path().join("alone");
@@ -690,27 +690,6 @@ fn a_library_that_is_missing_or_of_the_wrong_version_is_told() {
         &["ONNX parser", "was not found beside", "alone"],
     );
     assert!(engines(&here).is_empty());
-}
-
-/// A library that has TensorRT's functions for its version, and this one.
-fn compile(path: &Path, major: u32, minor: u32) {
-    let functions = [
-        ("Major", major),
-        ("Minor", minor),
-        ("Patch", 0),
-        ("Build", 0),
-    ];
-    let source: String = functions
-        .iter()
-        .map(|(name, n)| format!("int getInferLib{name}Version(void) {{ return {n}; }}\n"))
-        .collect();
-    let file = path.with_extension("c");
-    fs::write(&file, source).unwrap();
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .args([path, file.as_path()])
-        .status();
-    assert!(compiled.unwrap().success());
 }
 
 /// Starts a build that takes a while, and waits until it is under way.

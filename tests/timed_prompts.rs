@@ -126,6 +126,24 @@ fn pushing(rig: &Rig, frames: std::ops::Range<u64>) -> mpsc::Receiver<Result<(),
     result
 }
 
+/// Brings a cue for each of these frames on a thread of its own, which tells how that went; the last is another one.
+fn bringing(
+    show: &Show,
+    frames: std::ops::Range<u64>,
+) -> mpsc::Receiver<Result<(), gst::FlowError>> {
+    let (sender, result) = mpsc::channel();
+    let src = show.src.clone();
+    std::thread::spawn(move || {
+        let last = frames.end - 1;
+        let text = |k| if k == last { SEA } else { NEON };
+        let result = frames
+            .into_iter()
+            .try_for_each(|k| src.push(cue(k, text(k).as_bytes())).map(drop));
+        sender.send(result)
+    });
+    result
+}
+
 #[track_caller]
 fn done(result: &mpsc::Receiver<Result<(), gst::FlowError>>) -> Result<(), gst::FlowError> {
     result.recv_timeout(PATIENCE.into()).expect("it hangs")
@@ -210,6 +228,24 @@ fn cues_hold_until_the_next_and_an_empty_one_gives_way_to_the_property() {
         "painting painting cat cat cat painting sea sea"
     );
     assert!(rig.errors().is_empty());
+}
+
+/// Frames that go through the model together have one prompt: that of the last of them.
+#[test]
+fn a_group_goes_by_the_prompt_of_its_last_frame() {
+    let rig = playing(&[("prompt", OIL), ("frame-buffer-size", "3")]);
+    let show = Show::on(&rig);
+    show.cue(4, NEON).unwrap();
+    show.cue(6, SEA).unwrap();
+    show.end();
+    for k in 0..10 {
+        rig.push(still(k));
+    }
+    rig.end();
+    assert_eq!(
+        prompts(&rig),
+        "painting painting painting cat cat cat sea sea sea sea"
+    );
 }
 
 #[test]
@@ -481,6 +517,177 @@ fn cues_without_times_are_in_force_at_once() {
         rig.push(still(2 * k + 1));
     }
     assert_eq!(prompts(&rig), "cat cat sea sea painting painting");
+}
+
+/// What has no times says so by its segment: a frame does not wait for text that may never come, whoever types it.
+#[test]
+fn text_from_a_source_of_bytes_is_in_force_at_once() {
+    let rig = playing(&[("prompt", OIL)]);
+    let show = Show::on(&rig);
+    let bytes = gst::FormattedSegment::<gst::format::Bytes>::new();
+    assert!(show.event(gst::event::Segment::new(&bytes)));
+    done(&pushing(&rig, 0..1)).unwrap();
+    show.src.push(cue(9, NEON.as_bytes())).unwrap();
+    done(&pushing(&rig, 1..3)).unwrap();
+    // From the next segment on there are times again.
+    show.segment();
+    let result = pushing(&rig, 3..5);
+    assert!(waits(&result));
+    show.cue(4, SEA).unwrap();
+    done(&result).unwrap();
+    assert_eq!(prompts(&rig), "painting cat cat cat sea");
+    assert!(rig.errors().is_empty());
+}
+
+/// Cues whose frames are not restyled come and go like those of others, so that text that is far ahead does not wait for
+/// ever, and a demuxer behind it with it.
+#[test]
+fn cues_go_by_with_frames_that_pass() {
+    let rig = playing(&[("prompt", OIL), ("bypass", "true")]);
+    let show = Show::on(&rig);
+    let result = bringing(&show, 0..100);
+    assert!(waits(&result));
+    // Frame after frame, and the last one again, until all text is there.
+    let mut k = 0;
+    wait_until("the text has come", || {
+        rig.push(still(k));
+        k = 89.min(k + 1);
+        result.try_recv().is_ok_and(|result| result.is_ok())
+    });
+    show.end();
+    rig.take();
+    set(&rig.element, &[("bypass", "false")]);
+    rig.push(still(90));
+    assert_eq!(prompts(&rig), "cat");
+    // Frames without times follow upon those that passed.
+    set(&rig.element, &[("bypass", "true")]);
+    let untimed = |k| {
+        let mut frame = still(k);
+        frame.make_mut().set_pts(gst::ClockTime::NONE);
+        rig.push(frame);
+    };
+    (91..100).for_each(untimed);
+    rig.take();
+    set(&rig.element, &[("bypass", "false")]);
+    untimed(100);
+    assert_eq!(prompts(&rig), "sea");
+}
+
+/// When the video has ended no frame comes that text could wait for; a demuxer must get to the end of its sound.
+#[test]
+fn text_goes_on_after_the_video() {
+    let rig = playing(&[("prompt", OIL)]);
+    let show = Show::on(&rig);
+    let result = bringing(&show, 10..100);
+    rig.push_frames(0..1);
+    assert!(waits(&result));
+    rig.end();
+    done(&result).unwrap();
+    // What came last is there when the video goes on.
+    assert!(rig.event(gst::event::StreamStart::new("more")));
+    assert!(rig.caps(&rgb()));
+    assert!(rig.segment());
+    rig.take();
+    show.end();
+    rig.push(still(99));
+    assert_eq!(prompts(&rig), "sea");
+    show.flush();
+    let result = bringing(&show, 100..200);
+    assert!(waits(&result));
+    assert!(show.event(gst::event::FlushStart::new()));
+    assert_eq!(done(&result), Err(gst::FlowError::Flushing));
+}
+
+/// A cue holds until the next one, also where the segment begins between them, as after a seek.
+#[test]
+fn a_cue_from_before_the_segment_is_in_force_in_it() {
+    let rig = playing(&[("prompt", OIL)]);
+    let show = Show::on(&rig);
+    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    segment.set_start(time(100));
+    segment.set_stop(time(200));
+    assert!(show.event(gst::event::Segment::new(&segment)));
+    for (k, text) in [(50, NEON), (90, SEA), (102, NEON), (200, SEA)] {
+        show.cue(k, text).unwrap();
+    }
+    show.end();
+    for k in 0..4 {
+        rig.push(still(k));
+    }
+    rig.push(still(300));
+    assert_eq!(prompts(&rig), "sea sea cat cat cat");
+}
+
+/// Backwards, as in a segment of a negative rate, time runs from its end to its start.
+#[test]
+fn backwards_a_cue_comes_into_force_at_its_end() {
+    let rig = playing(&[("prompt", OIL)]);
+    let show = Show::on(&rig);
+    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    segment.set_rate(-1.0);
+    segment.set_start(time(0));
+    segment.set_stop(time(10));
+    assert!(show.event(gst::event::Segment::new(&segment)));
+    let result = pushing(&rig, 0..10);
+    assert!(waits(&result));
+    for (k, text) in [(7, SEA), (3, NEON)] {
+        let mut buffer = cue(k, text.as_bytes());
+        buffer.make_mut().set_duration(time(2));
+        show.src.push(buffer).unwrap();
+    }
+    wait_until("six frames leave", || stat(&rig.element, "output") == 6);
+    assert!(waits(&result));
+    // From frame 2 back to frame 1 there is none.
+    assert!(show.event(gst::event::Gap::new(time(1), time(2))));
+    wait_until("nine frames leave", || stat(&rig.element, "output") == 9);
+    assert!(waits(&result));
+    show.end();
+    done(&result).unwrap();
+    assert_eq!(
+        prompts(&rig),
+        "painting sea sea sea sea cat cat cat cat cat"
+    );
+}
+
+#[test]
+fn odd_cues_do_no_harm() {
+    let rig = playing(&[("prompt", OIL)]);
+    let show = Show::on(&rig);
+    show.src
+        .push(cue(0, b"\xef\xbb\xbfa\0 neon\x1b\0cat\n\0\0"))
+        .unwrap();
+    show.src.push(cue(1, b"a | b:x\0y")).unwrap();
+    show.src.push(cue(2, b"\0 \0")).unwrap();
+    show.src.push(cue(3, &[])).unwrap();
+    let mut last = gst::Buffer::from_slice(SEA);
+    last.make_mut().set_pts(gst::ClockTime::MAX);
+    last.make_mut().set_duration(gst::ClockTime::MAX);
+    show.src.push(last).unwrap();
+    show.end();
+    for k in 0..4 {
+        rig.push(still(k));
+    }
+    assert_eq!(prompts(&rig), "cat cat painting painting");
+    let told = rig.errors();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].type_(), gst::MessageType::Warning, "{told:?}");
+}
+
+/// With neither the first cue nor the property's prompt to begin with, each frame is an error, and nothing hangs.
+#[test]
+fn two_bad_prompts_at_the_start_are_errors_again_and_again() {
+    let rig = playing(&[("prompt", "(ink:99)")]);
+    let show = Show::on(&rig);
+    show.cue(0, "(cat:11)").unwrap();
+    show.end();
+    for _ in 0..3 {
+        let result = pushing(&rig, 0..1);
+        assert_eq!(done(&result), Err(gst::FlowError::Error));
+        assert!(rig.error().message().contains("weight 99"));
+    }
+    set(&rig.element, &[("prompt", OIL)]);
+    done(&pushing(&rig, 1..2)).unwrap();
+    assert_eq!(prompts(&rig), "painting");
 }
 
 /// Seeks of the video go to the cues too, so that they are those of where it goes.

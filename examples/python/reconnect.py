@@ -7,8 +7,6 @@ output's window or viewers, who see the last picture until there is a new one.
 """
 
 import argparse
-import os
-import signal
 import sys
 import time
 
@@ -17,31 +15,14 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import GLib, Gst  # noqa: E402  (after the version is chosen)
 
-from properties import set_from_text  # noqa: E402
-
-
-def say(text):
-    print(text, flush=True)
+from player import NEWEST, Player, add_options, fail, parse_options, say, scaled, start_gstreamer  # noqa: E402
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("camera", help="rtsp://… (or any URI of a live stream)")
     parser.add_argument("--prompt", help="what it should look like (default: the model's own)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PROPERTY=VALUE",
-        dest="properties",
-        help="set a property of the element, as in --set steps=1; may be given several times",
-    )
-    parser.add_argument(
-        "--size",
-        default="512x512",
-        metavar="WxH",
-        help="scale the camera's pictures to this size first (default: 512x512)",
-    )
+    add_options(parser)
     parser.add_argument(
         "--output",
         default="display",
@@ -87,14 +68,7 @@ def parse_arguments():
         metavar="SECONDS",
         help="print statistics this often; 0: never (default: 10)",
     )
-    arguments = parser.parse_args()
-    try:
-        width, height = (int(side) for side in arguments.size.split("x"))
-        if min(width, height) < 16 or width % 2 or height % 2:
-            raise ValueError
-        arguments.size = width, height
-    except ValueError:
-        parser.error("--size: expected WIDTHxHEIGHT, both even and 16 or more")
+    arguments = parse_options(parser)
     if min(arguments.wait, arguments.longest_wait, arguments.silence) <= 0:
         parser.error("--wait, --longest-wait and --silence must be above 0")
     if arguments.latency < 0 or arguments.stats < 0:
@@ -102,32 +76,25 @@ def parse_arguments():
     return arguments
 
 
-class Relay:
+class Relay(Player):
     """A pipeline that stays, and a source in it that comes and goes."""
 
     def __init__(self, arguments):
-        self.arguments = arguments
-        width, height = arguments.size
-        self.pipeline = Gst.parse_launch(
-            # The newest frame always: what waits here while one is processed is old.
-            "queue name=entry leaky=downstream max-size-buffers=1 ! videoconvert ! videoscale add-borders=true"
-            f" ! video/x-raw,width={width},height={height},pixel-aspect-ratio=1/1"
+        pipeline = Gst.parse_launch(
+            f"{NEWEST} name=entry ! {scaled(arguments.size)}"
             f" ! streamdiffusion name=style ! queue ! videoconvert ! {self.sink(arguments.output)}"
         )
-        self.element = self.pipeline.get_by_name("style")
+        super().__init__(pipeline, arguments)
+        self.arguments = arguments
         self.out = None
         self.renew_output()
-        for text in arguments.properties:
-            set_from_text(self.element, text)
         if arguments.prompt is not None:
             self.element.set_property("prompt", arguments.prompt)
-        self.loop = GLib.MainLoop()
         self.source = None
         self.wait = arguments.wait
         # When the source last sent something, by time.monotonic(); and whether it has at all.
         self.heard = 0.0
         self.is_there = False
-        self.failed = False
 
     @staticmethod
     def sink(output):
@@ -141,24 +108,15 @@ class Relay:
             raise ValueError("--output rtsp://… needs the element rtspclientsink (Debian: gstreamer1.0-rtsp)")
         return "x264enc tune=zerolatency key-int-max=30 ! h264parse name=encoded"
 
-    def run(self):
-        bus = self.pipeline.get_bus()
-        bus.add_signal_watch()
-        bus.connect("message", self.on_message)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, self.loop.quit)
+    def start(self):
         if self.arguments.stats:
             GLib.timeout_add(int(self.arguments.stats * 1000), self.print_stats)
         # Sources notice most losses themselves; this is for the rest.
         GLib.timeout_add(500, self.look_for_silence)
         self.connect()
-        try:
-            self.loop.run()
-        finally:
-            self.pipeline.set_state(Gst.State.NULL)
-            bus.remove_signal_watch()
+
+    def stopping(self):
         self.print_stats()
-        return 1 if self.failed else 0
 
     def renew_output(self):
         """A new element that sends to the RTSP server, if that is the output: one that has lost its server is of no use
@@ -242,24 +200,22 @@ class Relay:
             self.lose(self.source, f"silent for {self.arguments.silence:g} s")
         return GLib.SOURCE_CONTINUE
 
-    def on_message(self, _bus, message):
-        if message.type == Gst.MessageType.ERROR:
-            error, details = message.parse_error()
-            source = self.source
-            if source is not None and message.src.has_as_ancestor(source):
-                self.lose(source, error.message)
-            elif self.is_of_the_output(message.src):
-                self.lose_output(error.message)
-            elif message.src.has_as_ancestor(self.pipeline):
-                say(f"error from {message.src.get_name()}: {error.message}")
-                print(details, file=sys.stderr)
-                self.failed = True
-                self.loop.quit()
-            # Else a source that is out already says why it fell silent.
-        elif message.type == Gst.MessageType.WARNING and message.src == self.element:
-            say(f"warning: {message.parse_warning()[0].message}")
-        elif message.type == Gst.MessageType.LATENCY:
-            self.pipeline.recalculate_latency()
+    def on_error(self, source, text, details):
+        if self.source is not None and source.has_as_ancestor(self.source):
+            self.lose(self.source, text)
+        elif self.is_of_the_output(source):
+            self.lose_output(text)
+        elif source.has_as_ancestor(self.pipeline):
+            super().on_error(source, text, details)
+        # Else a source that is out already says why it fell silent.
+
+    def on_warning(self, source, text):
+        # What sources warn of ends in a loss or in nothing.
+        if source == self.element:
+            super().on_warning(source, text)
+
+    def on_end(self):
+        """Ends of sources do not get here (see `on_data`)."""
 
     def is_of_the_output(self, element):
         return self.out is not None and (element == self.out or element.has_as_ancestor(self.out))
@@ -286,16 +242,13 @@ class Relay:
 
 def main():
     arguments = parse_arguments()
-    Gst.init(None)
-    name = os.path.basename(sys.argv[0])
-    if Gst.ElementFactory.find("streamdiffusion") is None:
-        sys.exit("no element streamdiffusion: set GST_PLUGIN_PATH to the folder of libgststreamdiffusion.so")
-    if not Gst.uri_is_valid(arguments.camera):
-        sys.exit(f"{name}: expected a URI such as rtsp://host/path, not '{arguments.camera}'")
+    start_gstreamer()
     try:
+        if not Gst.uri_is_valid(arguments.camera):
+            raise ValueError(f"expected a URI such as rtsp://host/path, not '{arguments.camera}'")
         relay = Relay(arguments)
     except (GLib.Error, ValueError) as error:
-        sys.exit(f"{name}: {getattr(error, 'message', error)}")
+        fail(error)
     sys.exit(relay.run())
 
 

@@ -9,8 +9,6 @@ of libgststreamdiffusion.so unless that is installed.
 
 import argparse
 import itertools
-import os
-import signal
 import sys
 import threading
 
@@ -19,11 +17,7 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import GLib, Gst  # noqa: E402  (after the version is chosen)
 
-from properties import set_from_text  # noqa: E402
-
-
-def say(text):
-    print(text, flush=True)
+from player import Input, Player, add_options, fail, parse_options, say, scaled, start_gstreamer  # noqa: E402
 
 
 def parse_arguments():
@@ -47,20 +41,7 @@ def parse_arguments():
         metavar="SECONDS",
         help="with several prompts, how long each lasts (default: 10)",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PROPERTY=VALUE",
-        dest="properties",
-        help="set a property of the element, as in --set steps=1; may be given several times",
-    )
-    parser.add_argument(
-        "--size",
-        default="512x512",
-        metavar="WxH",
-        help="scale the input to this size first (default: 512x512)",
-    )
+    add_options(parser)
     parser.add_argument(
         "--output",
         default="display",
@@ -79,82 +60,41 @@ def parse_arguments():
         metavar="SECONDS",
         help="print statistics this often; 0: never (default: 2)",
     )
-    arguments = parser.parse_args()
-    try:
-        width, height = (int(side) for side in arguments.size.split("x"))
-        if min(width, height) < 16 or width % 2 or height % 2:
-            raise ValueError
-        arguments.size = width, height
-    except ValueError:
-        parser.error("--size: expected WIDTHxHEIGHT, both even and 16 or more")
+    arguments = parse_options(parser)
     if arguments.every <= 0 or arguments.stats < 0:
         parser.error("--every must be above 0, --stats not below it")
-    for text in arguments.properties:
-        if "=" not in text:
-            parser.error(f"--set: expected PROPERTY=VALUE, not '{text}'")
     return arguments
 
 
 def build(arguments):
-    """The pipeline. What the user typed is set as properties, not pasted into its description: nothing needs quoting."""
-    kind, _, rest = arguments.input.partition(":")
-    uri = device = None
-    if arguments.input == "test":
-        source = "videotestsrc name=source is-live=true pattern=ball"
-    elif kind == "camera":
-        source = "v4l2src name=source ! decodebin"
-        device = rest or "/dev/video0"
-    else:
-        source = "uridecodebin name=source caps=video/x-raw"
-        uri = arguments.input if Gst.uri_is_valid(arguments.input) else None
-        uri = uri or Gst.filename_to_uri(os.path.abspath(arguments.input))
-    width, height = arguments.size
-    # Files play at the machine's pace; of anything else, the newest frame is what counts.
-    is_file = uri is not None and uri.startswith("file:")
-    queue = "queue" if is_file else "queue leaky=downstream max-size-buffers=1"
-    location = None
+    """The pipeline."""
+    source = Input(arguments.input)
     if arguments.output == "display":
         sink = "autovideosink"
     elif arguments.output == "null":
         sink = "fakesink sync=true"
     else:
         sink = "x264enc tune=zerolatency ! h264parse ! mp4mux ! filesink name=file"
-        location = arguments.output
     pipeline = Gst.parse_launch(
-        f"{source} ! videoconvert ! videoscale add-borders=true"
-        f" ! video/x-raw,width={width},height={height},pixel-aspect-ratio=1/1"
-        f" ! {queue} ! streamdiffusion name=style ! queue ! videoconvert ! {sink}"
+        f"{source.description} ! {scaled(arguments.size)} ! {source.queue()}"
+        f" ! streamdiffusion name=style ! queue ! videoconvert ! {sink}"
     )
-    for name, key, value in [
-        ("source", "uri", uri),
-        ("source", "device", device),
-        ("file", "location", location),
-    ]:
-        if value is not None:
-            pipeline.get_by_name(name).set_property(key, value)
+    source.apply(pipeline)
+    if (file := pipeline.get_by_name("file")) is not None:
+        file.set_property("location", arguments.output)
     return pipeline
 
 
-class Player:
+class Restyler(Player):
     """Plays the pipeline until it ends, fails or is told to stop."""
 
     def __init__(self, arguments):
+        super().__init__(build(arguments), arguments)
         self.arguments = arguments
-        self.pipeline = build(arguments)
-        self.element = self.pipeline.get_by_name("style")
-        for text in arguments.properties:
-            set_from_text(self.element, text)
-        self.loop = GLib.MainLoop()
-        self.stopping = False
-        self.failed = False
+        self.is_stopping = False
         self.started = False
 
-    def run(self):
-        bus = self.pipeline.get_bus()
-        bus.add_signal_watch()
-        bus.connect("message", self.on_message)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, self.on_signal)
+    def start(self):
         if self.arguments.prompt:
             prompts = itertools.cycle(self.arguments.prompt)
             self.set_prompt(next(prompts))
@@ -164,16 +104,11 @@ class Player:
         if self.arguments.stats:
             GLib.timeout_add(int(self.arguments.stats * 1000), self.print_stats)
         threading.Thread(target=self.read_prompts, daemon=True).start()
-        try:
-            # A failure is told on the bus, with its reason.
-            self.pipeline.set_state(Gst.State.PLAYING)
-            self.loop.run()
-        finally:
-            self.pipeline.set_state(Gst.State.NULL)
-            bus.remove_signal_watch()
+        super().start()
+
+    def stopping(self):
         if self.started:
             self.print_stats()
-        return 1 if self.failed else 0
 
     def set_prompt(self, prompt):
         self.element.set_property("prompt", prompt)
@@ -197,7 +132,7 @@ class Player:
         return GLib.SOURCE_CONTINUE
 
     def on_signal(self):
-        if self.stopping:
+        if self.is_stopping:
             say("stopping at once")
             self.loop.quit()
         else:
@@ -207,31 +142,20 @@ class Player:
         return GLib.SOURCE_CONTINUE
 
     def stop(self):
-        self.stopping = True
+        self.is_stopping = True
         if self.started:
             self.pipeline.send_event(Gst.Event.new_eos())
         else:
             self.loop.quit()
         return GLib.SOURCE_REMOVE
 
-    def on_message(self, _bus, message):
+    def on_end(self):
+        say("the end")
+        self.loop.quit()
+
+    def on_other(self, message):
         kind = message.type
-        if kind == Gst.MessageType.EOS:
-            say("the end")
-            self.loop.quit()
-        elif kind == Gst.MessageType.ERROR:
-            error, details = message.parse_error()
-            say(f"error from {message.src.get_name()}: {error.message}")
-            print(details, file=sys.stderr)
-            self.failed = True
-            self.loop.quit()
-        elif kind == Gst.MessageType.WARNING:
-            warning, _ = message.parse_warning()
-            say(f"warning from {message.src.get_name()}: {warning.message}")
-        elif kind == Gst.MessageType.LATENCY:
-            # The element's latency changes with its steps; sinks need to be told.
-            self.pipeline.recalculate_latency()
-        elif kind == Gst.MessageType.STATE_CHANGED and message.src == self.pipeline:
+        if kind == Gst.MessageType.STATE_CHANGED and message.src == self.pipeline:
             if message.parse_state_changed()[1] == Gst.State.PLAYING and not self.started:
                 self.started = True
                 say("playing")
@@ -246,14 +170,12 @@ class Player:
 
 def main():
     arguments = parse_arguments()
-    Gst.init(None)
-    if Gst.ElementFactory.find("streamdiffusion") is None:
-        sys.exit("no element streamdiffusion: set GST_PLUGIN_PATH to the folder of libgststreamdiffusion.so")
+    start_gstreamer()
     try:
-        player = Player(arguments)
+        restyler = Restyler(arguments)
     except (GLib.Error, ValueError) as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: {getattr(error, 'message', error)}")
-    sys.exit(player.run())
+        fail(error)
+    sys.exit(restyler.run())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import collections
 import http.server
 import ipaddress
 import json
-import os
-import signal
 import socket
 import sys
 import threading
@@ -27,7 +25,8 @@ gi.require_version("Gst", "1.0")
 from gi.repository import GLib, Gst  # noqa: E402  (after the version is chosen)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
-from properties import properties, set_from_text, set_property  # noqa: E402
+from player import Input, Player, add_options, fail, parse_options, say, scaled, start_gstreamer  # noqa: E402
+from properties import properties, set_property  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent / "page"
 FILES = {
@@ -52,10 +51,6 @@ LONGEST_BODY = 64 * 1024
 MOST_WATCHERS = 16
 
 
-def say(text):
-    print(text, flush=True)
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
@@ -65,20 +60,7 @@ def parse_arguments():
         help="test, camera, camera:/dev/videoN, a file (played again and again) or a URI (default: test)",
     )
     parser.add_argument("--prompt", help="what it should look like (default: the model's own)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PROPERTY=VALUE",
-        dest="properties",
-        help="set a property of the element, as in --set steps=1; may be given several times",
-    )
-    parser.add_argument(
-        "--size",
-        default="512x512",
-        metavar="WxH",
-        help="scale the input to this size first (default: 512x512)",
-    )
+    add_options(parser)
     parser.add_argument(
         "--quality",
         type=int,
@@ -101,14 +83,7 @@ def parse_arguments():
         default=[],
         help="a host name that the page may be called by, beside localhost and addresses",
     )
-    arguments = parser.parse_args()
-    try:
-        width, height = (int(side) for side in arguments.size.split("x"))
-        if min(width, height) < 16 or width % 2 or height % 2:
-            raise ValueError
-        arguments.size = width, height
-    except ValueError:
-        parser.error("--size: expected WIDTHxHEIGHT, both even and 16 or more")
+    arguments = parse_options(parser)
     if not 1 <= arguments.quality <= 100:
         parser.error("--quality: expected 1 to 100")
     if not 0 <= arguments.port <= 65535:
@@ -116,39 +91,22 @@ def parse_arguments():
     return arguments
 
 
-class Video:
+class Video(Player):
     """The pipeline, and the newest picture that came out of it."""
 
     def __init__(self, arguments):
-        kind, _, rest = arguments.input.partition(":")
-        uri = device = None
-        if arguments.input == "test":
-            source = "videotestsrc name=source is-live=true pattern=ball"
-        elif kind == "camera":
-            source = "v4l2src name=source ! decodebin"
-            device = rest or "/dev/video0"
-        else:
-            source = "uridecodebin name=source caps=video/x-raw"
-            uri = arguments.input if Gst.uri_is_valid(arguments.input) else None
-            uri = uri or Gst.filename_to_uri(os.path.abspath(arguments.input))
-        self.is_file = uri is not None and uri.startswith("file:")
-        width, height = arguments.size
+        source = Input(arguments.input)
+        self.is_file = source.is_file
         # Files keep their own pace if the machine can; of what is live, the newest picture counts.
-        queue = "queue" if self.is_file else "queue leaky=downstream max-size-buffers=1"
         sync = "true" if self.is_file else "false"
-        self.pipeline = Gst.parse_launch(
-            f"{source} ! videoconvert ! videoscale add-borders=true"
-            f" ! video/x-raw,width={width},height={height},pixel-aspect-ratio=1/1"
-            f" ! {queue} ! streamdiffusion name=style ! queue max-size-buffers=2 ! videoconvert"
+        pipeline = Gst.parse_launch(
+            f"{source.description} ! {scaled(arguments.size)} ! {source.queue()}"
+            " ! streamdiffusion name=style ! queue max-size-buffers=2 ! videoconvert"
             f" ! jpegenc quality={arguments.quality}"
             f" ! appsink name=sink emit-signals=true drop=true max-buffers=1 sync={sync}"
         )
-        for key, value in [("uri", uri), ("device", device)]:
-            if value is not None:
-                self.pipeline.get_by_name("source").set_property(key, value)
-        self.element = self.pipeline.get_by_name("style")
-        for text in arguments.properties:
-            set_from_text(self.element, text)
+        source.apply(pipeline)
+        super().__init__(pipeline, arguments)
         if arguments.prompt is not None:
             self.element.set_property("prompt", arguments.prompt)
         # What the page shows: all that can be changed while playing.
@@ -159,26 +117,12 @@ class Video:
         self.picture = None
         self.number = 0
         self.stopped = False
-        self.failed = False
-        self.loop = GLib.MainLoop()
-        self.pipeline.get_by_name("sink").connect("new-sample", self.on_picture)
+        pipeline.get_by_name("sink").connect("new-sample", self.on_picture)
 
-    def run(self):
-        bus = self.pipeline.get_bus()
-        bus.add_signal_watch()
-        bus.connect("message", self.on_message)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, self.loop.quit)
-        try:
-            self.pipeline.set_state(Gst.State.PLAYING)
-            self.loop.run()
-        finally:
-            with self.changed:
-                self.stopped = True
-                self.changed.notify_all()
-            self.pipeline.set_state(Gst.State.NULL)
-            bus.remove_signal_watch()
-        return 1 if self.failed else 0
+    def stopping(self):
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
 
     def on_picture(self, sink):
         sample = sink.emit("pull-sample")
@@ -197,27 +141,20 @@ class Video:
             self.changed.wait_for(lambda: self.stopped or self.number != after)
             return (None, after) if self.stopped else (self.picture, self.number)
 
-    def on_message(self, _bus, message):
-        kind = message.type
-        name = message.src.get_name() if message.src else "pipeline"
-        if kind == Gst.MessageType.ERROR:
-            text = message.parse_error()[0].message
-            say(f"error from {name}: {text}")
-            self.failed = True
+    def on_warning(self, source, text):
+        self.messages.append(f"{source.get_name() if source else 'pipeline'}: {text}")
+
+    def on_end(self):
+        flags = Gst.SeekFlags.FLUSH | Gst.SeekFlags.KEY_UNIT
+        if not (self.is_file and self.pipeline.seek_simple(Gst.Format.TIME, flags, 0)):
+            say("the input has ended")
             self.loop.quit()
-        elif kind == Gst.MessageType.WARNING:
-            self.messages.append(f"{name}: {message.parse_warning()[0].message}")
-        elif kind == Gst.MessageType.ELEMENT and message.src == self.element:
+
+    def on_other(self, message):
+        if message.type == Gst.MessageType.ELEMENT and message.src == self.element:
             self.messages.append(message.get_structure().to_string())
-        elif kind == Gst.MessageType.PROGRESS and message.src == self.element:
+        elif message.type == Gst.MessageType.PROGRESS and message.src == self.element:
             self.messages.append(message.parse_progress()[2])
-        elif kind == Gst.MessageType.LATENCY:
-            self.pipeline.recalculate_latency()
-        elif kind == Gst.MessageType.EOS:
-            flags = Gst.SeekFlags.FLUSH | Gst.SeekFlags.KEY_UNIT
-            if not (self.is_file and self.pipeline.seek_simple(Gst.Format.TIME, flags, 0)):
-                say("the input has ended")
-                self.loop.quit()
 
     def controls(self):
         """What can be set, with the values in force."""
@@ -415,14 +352,12 @@ class Server(http.server.ThreadingHTTPServer):
 
 def main():
     arguments = parse_arguments()
-    Gst.init(None)
-    if Gst.ElementFactory.find("streamdiffusion") is None:
-        sys.exit("no element streamdiffusion: set GST_PLUGIN_PATH to the folder of libgststreamdiffusion.so")
+    start_gstreamer()
     try:
         video = Video(arguments)
         server = Server(arguments, video)
     except (GLib.Error, ValueError, OSError) as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: {getattr(error, 'message', error)}")
+        fail(error)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     say(f"open {server.address()}")
     status = video.run()

@@ -1,5 +1,8 @@
 //! Which backend runs the model, and why.
 
+#[cfg(any(feature = "cuda", test))]
+use std::path::Path;
+
 use super::Backend;
 use crate::error::{Error, Result};
 
@@ -12,6 +15,18 @@ pub enum Place {
     Cuda(usize),
     /// On the GPU with this number, by TensorRT.
     TensorRt(usize),
+}
+
+#[cfg(any(feature = "cuda", test))]
+impl Place {
+    /// What `backend` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "onnxruntime-cpu",
+            Self::Cuda(_) => "onnxruntime-cuda",
+            Self::TensorRt(_) => "tensorrt",
+        }
+    }
 }
 
 /// What was chosen.
@@ -46,7 +61,8 @@ pub trait Machine {
 ///
 /// # Errors
 /// When what is asked for by name is not there: what is missing and how to get it. `auto` takes TensorRT, then ONNX Runtime
-/// on the GPU, then the CPU, but a GPU number that does not exist is always an error where there are GPUs.
+/// on the GPU, then the CPU; but a GPU number that does not exist, and a library of TensorRT that was named and will not do,
+/// are always errors where there are GPUs.
 pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -> Result<Choice> {
     let cpu = |reason: String| Choice {
         place: Place::Cpu,
@@ -63,7 +79,10 @@ pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -
     let refused = |why: &str| Error::setting("backend", format!("{name} cannot be had: {why}"));
     if backend == Backend::TensorRt {
         // What no GPU would change comes first.
-        machine.tensorrt().map_err(|e| refused(&e.to_string()))?;
+        machine.tensorrt().map_err(|error| match error {
+            Error::Setting { .. } => error,
+            other => refused(&other.to_string()),
+        })?;
     }
     let count = match (machine.gpus(), auto) {
         (Ok(count), _) if count > 0 => count,
@@ -104,7 +123,11 @@ pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -
     let which = which();
     let tensorrt = match backend {
         Backend::TensorRt => Ok(()),
-        _ => machine.tensorrt(),
+        _ => match machine.tensorrt() {
+            // A library that was named and will not do is no reason to take something else unasked.
+            Err(error @ Error::Setting { .. }) => return Err(error),
+            found => found,
+        },
     };
     let not_tensorrt = match tensorrt.and_then(|()| machine.engines(which.0)) {
         Ok(()) => {
@@ -130,6 +153,44 @@ pub fn choose(backend: Backend, device: Option<usize>, machine: &impl Machine) -
             "there is a GPU, but not what runs models on it: {error}; nor TensorRT: {not_tensorrt}"
         ))),
     }
+}
+
+/// Where `auto` goes on when the model could not be loaded at `place`: to what comes next in its order and is there, which
+/// `runtime` tells of ONNX Runtime on GPUs. `None` where nothing comes after it, and where `error` is of the model in the
+/// folder `model` itself, which is no better anywhere else.
+#[cfg(any(feature = "cuda", test))]
+pub fn after(
+    place: Place,
+    error: &Error,
+    model: &Path,
+    runtime: impl FnOnce() -> Result<()>,
+) -> Option<Choice> {
+    if is_of_model(error, model) {
+        return None;
+    }
+    let failed = format!("{} could not load the model: {error}", place.name());
+    let chosen = |place, reason| Some(Choice { place, reason });
+    match place {
+        Place::Cpu => None,
+        Place::Cuda(_) => chosen(Place::Cpu, failed),
+        Place::TensorRt(gpu) => match runtime() {
+            Ok(()) => chosen(Place::Cuda(gpu), failed),
+            Err(missing) => {
+                let reason = format!("{failed}; nor is there onnxruntime-cuda: {missing}");
+                chosen(Place::Cpu, reason)
+            }
+        },
+    }
+}
+
+/// Whether `error` is of a file of the model in the folder `model`.
+#[cfg(any(feature = "cuda", test))]
+fn is_of_model(error: &Error, model: &Path) -> bool {
+    let (Error::NotFound { path, .. } | Error::Invalid { path, .. }) = error else {
+        return false;
+    };
+    let canonical = model.canonicalize();
+    path.starts_with(model) || canonical.is_ok_and(|model| path.starts_with(model))
 }
 
 fn why(found: Result<usize>) -> String {
@@ -303,6 +364,75 @@ mod tests {
         for part in ["no provider here", "no engine for so many"] {
             assert!(reason(&neither).contains(part), "{}", reason(&neither));
         }
+    }
+
+    #[test]
+    fn a_library_that_was_named_and_will_not_do_is_an_error() {
+        let lack = || Error::setting("tensorrt-library", "/x cannot be used: it is not TensorRT");
+        let named = Made {
+            tensorrt: Err(lack()),
+            ..machine(1)
+        };
+        for backend in [Backend::TensorRt, Backend::Auto] {
+            let message = choose(backend, None, &named).unwrap_err().to_string();
+            assert_eq!(message, lack().to_string());
+        }
+        // Who asks for something else does not need it.
+        assert_eq!(
+            place(Backend::OnnxRuntimeCuda, None, &named),
+            Place::Cuda(0)
+        );
+        assert_eq!(place(Backend::OnnxRuntimeCpu, None, &named), Place::Cpu);
+    }
+
+    #[test]
+    fn auto_goes_on_to_the_next_backend_when_a_model_cannot_be_loaded() {
+        let memory = Error::engine("unet", "out of memory");
+        let model = Path::new("/models/m");
+        let next = |place, there: bool| {
+            let lack = || Error::Library("no provider here".into());
+            after(place, &memory, model, || {
+                there.then_some(()).ok_or_else(lack)
+            })
+        };
+        let second = next(Place::TensorRt(1), true).unwrap();
+        assert_eq!(second.place, Place::Cuda(1));
+        assert_eq!(
+            second.reason,
+            "tensorrt could not load the model: unet: out of memory"
+        );
+        let without = next(Place::TensorRt(1), false).unwrap();
+        assert_eq!(without.place, Place::Cpu);
+        for part in ["tensorrt could not", "out of memory", "no provider here"] {
+            assert!(without.reason.contains(part), "{}", without.reason);
+        }
+        let third = next(Place::Cuda(1), true).unwrap();
+        assert_eq!(third.place, Place::Cpu);
+        assert!(third.reason.starts_with("onnxruntime-cuda could not load"));
+        assert_eq!(next(Place::Cpu, true), None);
+    }
+
+    #[test]
+    fn a_broken_model_is_not_tried_elsewhere() {
+        let model = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/models/../models/demo"
+        ));
+        let tried = |error: &Error| after(Place::Cuda(0), error, model, || Ok(())).is_some();
+        let inside = model.join("unet/model.onnx");
+        let canonical = model.canonicalize().unwrap().join("unet/model.onnx");
+        for path in [&inside, &canonical] {
+            assert!(!tried(&Error::not_found(path, "is missing")));
+            assert!(!tried(&Error::invalid(path, "is no graph")));
+        }
+        // An engine that must not be used is the cache's.
+        let engine = Path::new("/home/me/.cache/engines/unet.engine");
+        assert!(tried(&Error::invalid(
+            engine,
+            "is not the engine that was built"
+        )));
+        assert!(tried(&Error::engine("CUDA", "out of memory")));
+        assert!(tried(&Error::Library("no cuDNN".into())));
     }
 
     #[test]

@@ -73,7 +73,11 @@ impl StreamDiffusion {
         pad: &gst::Pad,
         buffer: &gst::BufferRef,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let Some(time) = cue_time(pad, buffer) else {
+        let time = match (segment(pad), buffer.pts()) {
+            (Some(segment), Some(start)) => cue_time(&segment, start, buffer.duration()),
+            _ => Some(None),
+        };
+        let Some(time) = time else {
             gst::debug!(CAT, obj = pad, "No cue: {buffer:?} is not in the segment");
             return Ok(gst::FlowSuccess::Ok);
         };
@@ -100,6 +104,7 @@ impl StreamDiffusion {
         let asker = self.state.lock().asker.clone();
         if let Some(asker) = asker
             && !cue.text.is_empty()
+            && self.cues.expect_frames()
         {
             asker.prepare(self.settings.lock().clone(), cue.clone());
         }
@@ -117,18 +122,20 @@ impl StreamDiffusion {
             EventView::Eos(_) => self.cues.end_stream(),
             EventView::Segment(segment) => {
                 let segment = segment.segment();
-                let Some(segment) = segment.downcast_ref::<gst::ClockTime>() else {
-                    gst::warning!(CAT, obj = pad, "A segment in {:?}", segment.format());
-                    return false;
-                };
-                if let Some(start) = segment.to_running_time(segment.start()) {
-                    self.cues.reach(start);
+                match segment.downcast_ref::<gst::ClockTime>() {
+                    Some(segment) => {
+                        if let Some(begin) = begin(segment) {
+                            self.cues.reach(begin);
+                        }
+                    }
+                    // Bytes, say: of somebody who types.
+                    None => self.cues.begin_untimed(),
                 }
             }
             EventView::Gap(gap) => {
                 let (start, duration) = gap.get();
-                let end = start.saturating_add(duration.unwrap_or_default());
-                if let Some(end) = segment(pad).and_then(|segment| segment.to_running_time(end)) {
+                let end = segment(pad).and_then(|segment| gap_end(&segment, start, duration));
+                if let Some(end) = end {
                     self.cues.reach(end);
                 }
             }
@@ -137,17 +144,27 @@ impl StreamDiffusion {
         true
     }
 
-    /// The time of a frame and the prompt for it, once all cues are known that may be for it.
-    pub(super) fn moment(&self, input: &gst::BufferRef) -> Result<Moment, Unanswered> {
+    /// The running time of the next frame, as far as it is known.
+    fn frame_time(&self, input: &gst::BufferRef) -> Option<gst::ClockTime> {
         let segment = self.obj().segment();
         let running = segment
             .downcast_ref::<gst::ClockTime>()
             .and_then(|segment| segment.to_running_time(input.pts()));
-        let time = {
-            let mut state = self.state.lock();
-            let duration = input.duration().or_else(|| state.frame_duration());
-            state.clock.see(running, duration)
-        };
+        let mut state = self.state.lock();
+        let duration = input.duration().or_else(|| state.frame_duration());
+        state.clock.see(running, duration)
+    }
+
+    /// Notes a frame that no prompt is for. Cues that are due go by with it, and whoever brings them goes on.
+    pub(super) fn pass_cues(&self, input: &gst::BufferRef) {
+        let time = self.frame_time(input);
+        let set = self.settings.lock().prompt_set;
+        self.cues.shown(time, set);
+    }
+
+    /// The time of a frame and the prompt for it, once all cues are known that may be for it.
+    pub(super) fn moment(&self, input: &gst::BufferRef) -> Result<Moment, Unanswered> {
+        let time = self.frame_time(input);
         let set = self.settings.lock().prompt_set;
         if self.cues.must_wait(time) && !self.is_live() {
             gst::log!(CAT, imp = self, "The frame at {time:?} waits for cues");
@@ -197,19 +214,47 @@ fn segment(pad: &gst::Pad) -> Option<gst::FormattedSegment<gst::ClockTime>> {
     event.segment().downcast_ref::<gst::ClockTime>().cloned()
 }
 
-/// The running time from which on a cue is in force, `Some(None)` for at once; `None` if it is outside of the segment.
-fn cue_time(pad: &gst::Pad, buffer: &gst::BufferRef) -> Option<Option<gst::ClockTime>> {
-    let (Some(start), Some(segment)) = (buffer.pts(), segment(pad)) else {
-        return Some(None);
-    };
-    let end = buffer
-        .duration()
-        .map(|duration| start.saturating_add(duration));
-    let (start, _) = segment.clip(start, end)?;
-    Some(segment.to_running_time(start))
+/// The running time that a segment begins at: backwards that of its end.
+fn begin(segment: &gst::FormattedSegment<gst::ClockTime>) -> Option<gst::ClockTime> {
+    segment.to_running_time(match segment.rate() >= 0.0 {
+        true => segment.start(),
+        false => segment.stop(),
+    })
 }
 
-/// The prompt in a buffer, on one line; an error for people.
+/// The running time at which a gap is over: backwards that of its start.
+fn gap_end(
+    segment: &gst::FormattedSegment<gst::ClockTime>,
+    start: gst::ClockTime,
+    duration: Option<gst::ClockTime>,
+) -> Option<gst::ClockTime> {
+    let end = start.saturating_add(duration.unwrap_or_default());
+    segment.to_running_time(match segment.rate() >= 0.0 {
+        true => segment.stop().map_or(end, |stop| end.min(stop)),
+        false => segment.start().map_or(start, |first| start.max(first)),
+    })
+}
+
+/// The running time from which on a cue is in force, `Some(None)` for at once; `None` if no frame of the segment can be for
+/// it. As it holds until the next one, it counts from the segment's beginning on if it is from before. Backwards it is met
+/// at its end.
+fn cue_time(
+    segment: &gst::FormattedSegment<gst::ClockTime>,
+    start: gst::ClockTime,
+    duration: Option<gst::ClockTime>,
+) -> Option<Option<gst::ClockTime>> {
+    let (first, stop) = (segment.start().unwrap_or_default(), segment.stop());
+    let end = start.saturating_add(duration.unwrap_or_default());
+    if segment.rate() >= 0.0 {
+        let inside = stop.is_none_or(|stop| start < stop);
+        inside.then(|| segment.to_running_time(start.max(first)))
+    } else {
+        let inside = end >= first;
+        inside.then(|| segment.to_running_time(stop.map_or(end, |stop| end.min(stop))))
+    }
+}
+
+/// The prompt in a buffer, on one line and without control characters, which no message could quote; an error for people.
 fn text(buffer: &gst::BufferRef) -> Result<String, String> {
     if buffer.size() > LONGEST {
         return Err(format!(
@@ -221,6 +266,9 @@ fn text(buffer: &gst::BufferRef) -> Result<String, String> {
         .map_readable()
         .map_err(|_| "cannot be read".to_owned())?;
     let text = std::str::from_utf8(&bytes).map_err(|err| format!("is not UTF-8 text: {err}"))?;
-    let words = text.trim_end_matches('\0').split_whitespace();
+    // Some editors begin files with a mark of the byte order.
+    let text = text.trim_start_matches('\u{feff}');
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    let words = words.filter(|word| !word.is_empty());
     Ok(words.collect::<Vec<_>>().join(" "))
 }

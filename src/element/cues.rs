@@ -52,6 +52,8 @@ struct State {
     live: Option<bool>,
     flushing: bool,
     ended: bool,
+    /// Whether no frame comes any more that cues could wait for.
+    video_ended: bool,
     /// All cues before this running time are known.
     reached: Option<gst::ClockTime>,
     /// Whether cues come without times, which tell nothing of what is still to come.
@@ -95,6 +97,7 @@ impl Cues {
         *state = State {
             linked: state.linked,
             live: state.live,
+            video_ended: state.video_ended,
             set: state.set,
             interrupted: state.interrupted,
             ..State::default()
@@ -111,6 +114,23 @@ impl Cues {
     /// No cue comes any more.
     pub fn end_stream(&self) {
         self.state.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// The video has ended, and so nobody waits to bring a cue, or goes on.
+    pub fn set_video_ended(&self, ended: bool) {
+        self.state.lock().video_ended = ended;
+        self.changed.notify_all();
+    }
+
+    /// Whether frames may come that cues are for.
+    pub fn expect_frames(&self) -> bool {
+        !self.state.lock().video_ended
+    }
+
+    /// Cues to come have no times.
+    pub fn begin_untimed(&self) {
+        self.state.lock().untimed = true;
         self.changed.notify_all();
     }
 
@@ -132,25 +152,32 @@ impl Cues {
             if state.ended {
                 return Err(Refused::Ended);
             }
-            if state.waiting.len() < ROOM {
+            if state.waiting.len() < ROOM || state.video_ended {
                 return Ok(());
             }
             self.changed.wait(&mut state);
         }
     }
 
-    /// Brings a cue, for which there is room.
+    /// Brings a cue, for which there is room; without it the one goes that is due first.
     pub fn bring(&self, cue: Arc<Cue>) {
         let mut state = self.state.lock();
         match cue.time {
             // Another one may be for the same time, but not for an earlier one.
-            Some(time) => state.reached = state.reached.max(Some(time + gst::ClockTime::NSECOND)),
+            Some(time) => {
+                state.reached = state
+                    .reached
+                    .max(Some(time.saturating_add(gst::ClockTime::NSECOND)));
+            }
             None => state.untimed = true,
         }
         let place = state
             .waiting
             .partition_point(|other| other.time <= cue.time);
         state.waiting.insert(place, cue);
+        if state.waiting.len() > ROOM {
+            state.waiting.pop_front();
+        }
         self.changed.notify_all();
     }
 

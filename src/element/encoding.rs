@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::model::mix::{self, Part};
 use crate::stream::{Conditioning, Contexts, Filler, Interpolation, Target};
 
-/// Texts whose embeddings are kept.
+/// Texts whose embeddings are kept, and the bytes that these may take: long prompts of large models are some 20 MB each.
 const CACHED: usize = 64;
+const CACHED_BYTES: usize = 64 << 20;
 
 /// What became of a pair of prompts.
 pub struct Encoded<M: Model> {
@@ -34,9 +35,11 @@ impl<M: Model> Clone for Encoded<M> {
 /// Encodes prompts; remembers the texts it encoded last.
 pub struct Encoder<'a, M: Model> {
     model: &'a M,
-    /// The newest at the back.
-    known: VecDeque<(Key, Arc<Text<HostTensor>>)>,
+    known: Known,
 }
+
+/// Texts by what they were made from, the newest at the back.
+type Known = VecDeque<(Key, Arc<Text<HostTensor>>)>;
 
 /// What an encoded text was made from.
 #[derive(PartialEq)]
@@ -180,11 +183,24 @@ impl<'a, M: Model> Encoder<'a, M> {
             Some((_, text)) => text,
             None => Arc::new(make(self)?),
         };
-        if self.known.len() >= CACHED {
-            self.known.pop_front();
-        }
         self.known.push_back((key, text.clone()));
+        forget_oldest(&mut self.known, CACHED, CACHED_BYTES);
         Ok(text)
+    }
+}
+
+/// Keeps at most so many texts, of so many bytes together; the newest in any case.
+fn forget_oldest(known: &mut Known, most: usize, most_bytes: usize) {
+    let size = |text: &Text<HostTensor>| {
+        let tensors = [Some(&text.embedding), text.pooled.as_ref()];
+        let values = tensors.into_iter().flatten().map(|t| t.data().len());
+        values.sum::<usize>() * size_of::<f32>()
+    };
+    let mut bytes: usize = known.iter().map(|(_, text)| size(text)).sum();
+    while known.len() > most || (bytes > most_bytes && known.len() > 1) {
+        if let Some((_, text)) = known.pop_front() {
+            bytes -= size(&text);
+        }
     }
 }
 
@@ -206,5 +222,39 @@ fn of_part(number: usize, error: Error) -> Error {
             Error::setting(property, format!("part {number} {what}"))
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_kept_by_number_and_size() {
+        let mut known = Known::new();
+        let mut add = |chunks: usize, most, most_bytes| {
+            let text = Text {
+                embedding: HostTensor::new(&[1, chunks, 2], vec![0.0; 2 * chunks]),
+                pooled: Some(HostTensor::new(&[1, 2], vec![0.0; 2])),
+            };
+            let key = Key {
+                text: None,
+                chunks,
+                mixed: None,
+            };
+            known.push_back((key, Arc::new(text)));
+            forget_oldest(&mut known, most, most_bytes);
+            known.iter().map(|(key, _)| key.chunks).collect::<Vec<_>>()
+        };
+        // A text of n chunks takes 8·(n + 1) bytes here.
+        assert_eq!(add(1, 3, 100), [1]);
+        assert_eq!(add(2, 3, 100), [1, 2]);
+        assert_eq!(add(3, 3, 100), [1, 2, 3]);
+        assert_eq!(add(1, 3, 100), [2, 3, 1]);
+        assert_eq!(add(6, 3, 100), [1, 6]);
+        assert_eq!(add(3, 3, 8 * (7 + 4)), [6, 3]);
+        assert_eq!(add(3, 3, 8 * (7 + 4)), [3, 3]);
+        assert_eq!(add(50, 3, 100), [50]);
+        assert_eq!(add(1, 3, 100), [1]);
     }
 }

@@ -32,6 +32,9 @@ impl StreamDiffusion {
         if fate != Fate::Restyle && !settings.bypass {
             self.let_go_of_held()?;
         }
+        if fate != Fate::Restyle {
+            self.pass_cues(&input);
+        }
         match fate {
             Fate::Restyle => {
                 let stamps = self.stamps(&input)?;
@@ -340,6 +343,7 @@ impl StreamDiffusion {
         }
         self.lateness.lock().reset();
         self.story.forget();
+        self.cues.set_video_ended(false);
         self.interrupt.end();
     }
 

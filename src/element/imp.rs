@@ -88,7 +88,12 @@ impl ObjectImpl for StreamDiffusion {
         // What was decided early, for a neighbour that asked, is decided anew.
         if matches!(
             pspec.name(),
-            "backend" | "device-id" | "build-engines" | "model"
+            "backend"
+                | "device-id"
+                | "build-engines"
+                | "model"
+                | "onnxruntime-library"
+                | "tensorrt-library"
         ) && self.worker.lock().is_none()
         {
             *self.venue.lock() = None;
@@ -412,14 +417,19 @@ impl BaseTransformImpl for StreamDiffusion {
                     // Nobody takes them, and what comes now may be of another size.
                     self.abandon();
                 }
-                if let EventView::StreamStart(_) = event.view() {
-                    self.renew();
+                match event.view() {
+                    EventView::StreamStart(_) => {
+                        self.renew();
+                        self.cues.set_video_ended(false);
+                    }
+                    EventView::Eos(_) => self.cues.set_video_ended(true),
+                    _ => {}
                 }
             }
-            EventView::Segment(segment) => {
-                if !same_but_position(segment.segment(), &self.obj().segment())
-                    && let Err(flow) = self.drain()
-                {
+            EventView::Segment(segment)
+                if !same_but_position(segment.segment(), &self.obj().segment()) =>
+            {
+                if let Err(flow) = self.drain() {
                     gst::debug!(CAT, imp = self, "Draining ended with {flow:?}");
                 }
             }

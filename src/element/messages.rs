@@ -1,13 +1,18 @@
 //! What the element tells of its own accord: messages on the bus, and lines in the log.
 //!
 //! Messages of type `PROGRESS` have the code `loading`. Those of type `ELEMENT` are named after the element:
-//! `streamdiffusion-model-loaded`, `-prompt-applied`, `-skipping` and `-resumed`; their times and durations are `guint64`
-//! nanoseconds, and a time that is not known is left out. All are posted from the worker's thread, which holds no lock.
+//! `streamdiffusion-model-loaded`, `-prompt-transition`, `-prompt-applied`, `-skipping` and `-resumed`; their times and
+//! durations are `guint64` nanoseconds, and a time that is not known is left out. All are posted from the worker's thread,
+//! which holds no lock.
+//!
+//! A prompt is applied with the first frame that shows it and nothing of the one before. Where `prompt-transition` makes that
+//! take a while, its beginning is told too. A change amid a transition takes its place, and then only the new one is applied.
 
 use std::sync::Arc;
 
 use gst::glib;
 use gst::prelude::*;
+use parking_lot::Mutex;
 
 use super::settings::Prompts;
 use super::skipping::Change;
@@ -21,8 +26,7 @@ pub struct ElementObserver {
     /// The model folder as asked for.
     model: String,
     /// Where it runs, and why.
-    device: String,
-    reason: String,
+    place: Mutex<(String, String)>,
 }
 
 impl ElementObserver {
@@ -31,8 +35,7 @@ impl ElementObserver {
         Self {
             element: element.downgrade(),
             model,
-            device,
-            reason,
+            place: Mutex::new((device, reason)),
         }
     }
 
@@ -56,6 +59,16 @@ impl ElementObserver {
     }
 }
 
+/// Prompts, and the frame that they begin with.
+fn of_prompts(name: &str, prompts: &Prompts, first: Stamp) -> gst::Structure {
+    gst::Structure::builder(name)
+        .field("prompt", &prompts.prompt)
+        .field("negative-prompt", prompts.negative.as_deref().unwrap_or(""))
+        .field_if_some("pts", first.pts)
+        .field_if_some("running-time", first.running_time)
+        .build()
+}
+
 fn post(element: &StreamDiffusion, message: gst::Message) {
     if element.post_message(message).is_err() {
         gst::debug!(CAT, obj = element, "No bus to post to");
@@ -70,19 +83,32 @@ impl Observer for ElementObserver {
             Loading::Started => progress(Start, &format!("loading model {}", self.model)),
             Loading::Component(component) => progress(Continue, &format!("loading {component}")),
             Loading::Complete(loaded, took) => {
+                let (device, reason) = self.place.lock().clone();
                 progress(Complete, &format!("loaded {}", loaded.folder().name()));
                 self.post(
                     gst::Structure::builder("streamdiffusion-model-loaded")
                         .field("model", loaded.folder().name())
                         .field("backend", loaded.backend())
-                        .field("device", &self.device)
-                        .field("reason", &self.reason)
+                        .field("device", device)
+                        .field("reason", reason)
                         .field("load-time-ns", took.as_nanos() as u64)
                         .build(),
                 );
             }
             Loading::Canceled => progress(Canceled, "the element was stopped"),
             Loading::Failed(error) => progress(Error, &error.to_string()),
+        }
+    }
+
+    fn moved(&self, device: &str, reason: &str) {
+        *self.place.lock() = (device.to_owned(), reason.to_owned());
+        let reason = errors::c_text(reason);
+        if let Some(element) = self.element.upgrade() {
+            gst::element_warning!(
+                element,
+                gst::LibraryError::Init,
+                ("{reason}. It is tried on the {device} now")
+            );
         }
     }
 
@@ -98,14 +124,18 @@ impl Observer for ElementObserver {
             gst::element_warning!(
                 element,
                 gst::LibraryError::Settings,
-                ("{error}; the old value stays in force")
+                (
+                    "{}; the old value stays in force",
+                    errors::c_text(&error.to_string())
+                )
             );
         }
     }
 
     fn warned(&self, error: &Error) {
         if let Some(element) = self.element.upgrade() {
-            gst::element_warning!(element, gst::LibraryError::Settings, ("{error}"));
+            let text = errors::c_text(&error.to_string());
+            gst::element_warning!(element, gst::LibraryError::Settings, ("{text}"));
         }
     }
 
@@ -115,15 +145,15 @@ impl Observer for ElementObserver {
         self.progress(kind, super::building::CODE, &text);
     }
 
+    fn prompts_turn(&self, prompts: &Prompts, length: u64, first: Stamp) {
+        let mut structure = of_prompts("streamdiffusion-prompt-transition", prompts, first);
+        structure.set("duration", length);
+        self.post(structure);
+    }
+
     fn prompts_applied(&self, prompts: &Prompts, first: Stamp) {
-        self.post(
-            gst::Structure::builder("streamdiffusion-prompt-applied")
-                .field("prompt", &prompts.prompt)
-                .field("negative-prompt", prompts.negative.as_deref().unwrap_or(""))
-                .field_if_some("pts", first.pts)
-                .field_if_some("running-time", first.running_time)
-                .build(),
-        );
+        let name = "streamdiffusion-prompt-applied";
+        self.post(of_prompts(name, prompts, first));
     }
 
     fn skipping(&self, change: Change, with: Stamp) {

@@ -36,6 +36,18 @@ use std::sync::LazyLock;
  * gst-launch-1.0 videotestsrc is-live=true ! video/x-raw,width=512,height=512 ! streamdiffusion mode=txt2img noise=walk prompt="oil painting" ! videoconvert ! autovideosink
  * ]|
  *
+ * ## Subtitles that drive a show
+ * |[
+ * gst-launch-1.0 videotestsrc ! streamdiffusion name=s prompt-transition=1000000000 ! videoconvert ! autovideosink  filesrc location=show.srt ! subparse ! s.prompt
+ * ]|
+ * The request pad prompt takes text. Each subtitle is the prompt from its time on, until the next one; an empty one gives way
+ * to #streamdiffusion:prompt. Text without times, such as lines that are typed into fdsrc, takes effect at once.
+ *
+ * ## Messages
+ * While a model loads, messages of progress have the code loading (build for engines). Element messages are
+ * streamdiffusion-model-loaded, -prompt-transition and -prompt-applied (with the first frame that shows a prompt alone), and
+ * -skipping and -resumed of the similarity filter.
+ *
  * ## Before and after, side by side
  * |[
  * gst-launch-1.0 videotestsrc is-live=true ! tee name=t  t. ! queue ! streamdiffusion ! videoconvert ! c.sink_0  t. ! queue ! videoconvert ! c.sink_1  compositor name=c sink_1::xpos=320 ! videoconvert ! autovideosink

@@ -21,6 +21,8 @@ struct Order {
     backend: Backend,
     device_id: i32,
     build_engines: BuildEngines,
+    onnxruntime_library: Option<PathBuf>,
+    tensorrt_library: Option<PathBuf>,
 }
 
 impl Order {
@@ -35,6 +37,8 @@ impl Order {
             backend: settings.backend,
             device_id: settings.device_id,
             build_engines: settings.build_engines,
+            onnxruntime_library: settings.onnxruntime_library.clone(),
+            tensorrt_library: settings.tensorrt_library.clone(),
         })
     }
 
@@ -133,6 +137,7 @@ impl StreamDiffusion {
         let worker = Worker::new(
             order.model.clone(),
             venue.clone(),
+            order.backend == Backend::Auto,
             self.stats.clone(),
             observer,
         )

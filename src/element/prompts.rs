@@ -104,7 +104,11 @@ impl<M: Model> PromptEncoder<M> {
         if std::mem::take(&mut state.fresh) {
             return state.encoded.clone().map(Ok);
         }
-        (state.closed && state.wanted.take().is_some()).then(|| Err(ended()))
+        let unserved = state.wanted.is_some() || state.busy;
+        (state.closed && unserved).then(|| {
+            (state.wanted, state.busy) = (None, false);
+            Err(ended())
+        })
     }
 
     /// Has prompts encoded that will be asked for some time, when there is nothing else to do.
@@ -233,4 +237,151 @@ fn prepare<M: Model>(
         conditioning.negative.inherit(&before.negative);
     }
     needs.map_or(Ok(()), |needs| conditioning.prepare(model, needs))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::device::HostTensor;
+    use crate::engine::{Denoise, Limits, Text};
+
+    /// Encodes texts when it is let; panics at one that says so.
+    struct Slow {
+        begun: mpsc::Sender<String>,
+        let_go: Mutex<mpsc::Receiver<()>>,
+    }
+
+    const LIMITS: Limits = Limits {
+        latent_channels: 1,
+        latent_scale: 1,
+        multiple: 1,
+        fixed_size: None,
+        chunks: Some(1),
+        samples_posterior: false,
+        built: None,
+    };
+
+    impl Model for Slow {
+        type Tensor = HostTensor;
+        type Context = ();
+
+        fn limits(&self) -> &Limits {
+            &LIMITS
+        }
+
+        fn chunks(&self, _: &str) -> Result<usize> {
+            Ok(1)
+        }
+
+        fn encode_text(&self, text: Option<&str>, _: usize) -> Result<Text<HostTensor>> {
+            let embedding = HostTensor::new(&[1, 1, 1], vec![0.0]);
+            let pooled = None;
+            // There is no negative prompt.
+            let Some(text) = text else {
+                return Ok(Text { embedding, pooled });
+            };
+            self.begun.send(text.into()).unwrap();
+            assert!(text != "panic", "as the test asked for");
+            // Nobody holds it back after the test.
+            let _ = self.let_go.lock().recv();
+            Ok(Text { embedding, pooled })
+        }
+
+        fn precompute(
+            &self,
+            timesteps: &[u32],
+            _: &Text<HostTensor>,
+            _: (usize, usize),
+            _: Option<&()>,
+        ) -> Result<Vec<()>> {
+            Ok(vec![(); timesteps.len()])
+        }
+
+        fn encode(&self, _: &HostTensor, _: Option<&HostTensor>) -> Result<HostTensor> {
+            unreachable!("no frames here")
+        }
+
+        fn denoise(&self, _: &[Denoise<'_, Self>]) -> Result<Vec<HostTensor>> {
+            unreachable!("no frames here")
+        }
+
+        fn decode(&self, _: &HostTensor) -> Result<HostTensor> {
+            unreachable!("no frames here")
+        }
+    }
+
+    fn prompts(prompt: &str) -> Prompts {
+        Prompts {
+            prompt: prompt.into(),
+            ..Prompts::default()
+        }
+    }
+
+    /// An encoder, the texts that it begins with, and what lets it go on.
+    fn slow() -> (
+        PromptEncoder<Slow>,
+        mpsc::Receiver<String>,
+        mpsc::Sender<()>,
+    ) {
+        let (begun, texts) = mpsc::channel();
+        let (go, let_go) = mpsc::channel();
+        let let_go = Mutex::new(let_go);
+        let encoder = PromptEncoder::new(Arc::new(Slow { begun, let_go })).unwrap();
+        (encoder, texts, go)
+    }
+
+    #[test]
+    fn of_prompts_that_change_faster_the_last_one_counts() {
+        let (encoder, begun, go) = slow();
+        encoder.want(prompts("a"), None);
+        assert_eq!(begun.recv().unwrap(), "a");
+        for prompt in ["b", "c", "d"] {
+            encoder.want(prompts(prompt), None);
+        }
+        assert!(encoder.take_new().is_none());
+        go.send(()).unwrap();
+        assert_eq!(begun.recv().unwrap(), "d");
+        // What there is meanwhile is shown meanwhile.
+        let new = encoder.take_new().unwrap().unwrap();
+        assert_eq!(new.prompts, prompts("a"));
+        go.send(()).unwrap();
+        let encoded = encoder.wait_for(&prompts("d")).unwrap();
+        assert!(encoded.result.is_ok());
+        assert!(encoder.take_new().is_none(), "it has been taken");
+    }
+
+    #[test]
+    fn what_was_prepared_comes_before_what_is_under_way() {
+        let (encoder, begun, go) = slow();
+        encoder.prepare(prompts("cue"));
+        encoder.prepare(prompts("cue"));
+        assert_eq!(begun.recv().unwrap(), "cue");
+        assert!(encoder.take_prepared(&prompts("cue")).is_none());
+        encoder.want(prompts("typed"), None);
+        go.send(()).unwrap();
+        assert_eq!(begun.recv().unwrap(), "typed");
+        assert!(encoder.take_prepared(&prompts("cue")).is_some());
+        assert!(encoder.take_prepared(&prompts("cue")).is_none(), "once");
+        go.send(()).unwrap();
+        encoder.want(prompts("last"), None);
+        assert_eq!(begun.recv().unwrap(), "last");
+        assert!(encoder.take_new().is_none(), "the cue is newer");
+    }
+
+    /// Whoever asked for a prompt is told once that none comes, not left with the old one in silence.
+    #[test]
+    fn a_thread_that_breaks_down_is_told_of() {
+        let (encoder, begun, go) = slow();
+        encoder.want(prompts("panic"), None);
+        assert_eq!(begun.recv().unwrap(), "panic");
+        let error = encoder.wait_for(&prompts("panic")).err().unwrap();
+        assert!(error.to_string().contains("its thread has ended"));
+        assert!(encoder.take_new().is_some_and(|told| told.is_err()));
+        assert!(encoder.take_new().is_none(), "once");
+        encoder.want(prompts("a"), None);
+        assert!(encoder.wait_for(&prompts("a")).is_err());
+        drop(go);
+    }
 }

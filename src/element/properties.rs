@@ -91,6 +91,18 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             .blurb("Whether TensorRT engines that are missing are built when the model is loaded, with progress messages; else streamdiffusion build makes them")
             .flags(glib::ParamFlags::READWRITE | AT_START)
             .build(),
+        string(
+            "onnxruntime-library",
+            "ONNX Runtime",
+            "ONNX Runtime's shared library, or the folder it is in; a process can have one only. Unset: what ORT_DYLIB_PATH names, else the one beside the plugin, else the system's",
+            AT_START,
+        ),
+        string(
+            "tensorrt-library",
+            "TensorRT",
+            "TensorRT's shared library, or the folder that it and its ONNX parser are in; a process can have one only. Unset: what TENSORRT_LIBRARY_PATH names, else the one beside the plugin, else the system's",
+            AT_START,
+        ),
         glib::ParamSpecInt::builder("device-id")
             .nick("GPU")
             .blurb("Number of the GPU to use, counted from 0; -1: that of the neighbours, else the first. The CPU has none")
@@ -214,7 +226,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         count(
             "frame-buffer-size",
             "Frame buffer size",
-            "Frames that go through the model together; more give more throughput and more delay",
+            "Frames that go through the model together; more give more throughput and more delay. They go by the prompt and the other values of the last of them, but each by its own mix",
             1..=16,
             default::FRAME_BUFFER_SIZE,
             AT_START,
@@ -306,7 +318,7 @@ pub static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         ),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames processed, skipped (by the similarity filter, or as they fill a gap), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps (going out) and in-fps; latency-ns (as reported); width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); engines (of TensorRT: which, found or built, when and why); launched (on a GPU: how many frames as one graph); vram (bytes of the GPU's memory in use, by whomever; 0 on the CPU); load-time-ns; prompt and negative-prompt in force; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
+            .blurb("Frames processed, skipped (by the similarity filter, or as they fill a gap), dropped, repeated, passed (late-policy, while-loading, bypass) and output (uint64); fps (going out) and in-fps; latency-ns (as reported); width and height of processing; model; backend, backend-reason (why that one) and device (the GPU, or CPU); precomputed (how much of the U-Net is computed ahead); engines (of TensorRT: which, found or built, when and why); launched (on a GPU: how many frames as one graph); vram (bytes of the GPU's memory in use, by whomever; 0 on the CPU); load-time-ns; prompt and negative-prompt in force, or that those are turning into; encode-, denoise- and decode-ms-p50 and -p95 (double, milliseconds)")
             .read_only()
             .build(),
     ]
@@ -324,9 +336,11 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
             .map_err(|_| format!("expected a {}", T::static_type().name()))
     }
     match name {
-        "model" => settings.model = path(value).filter(|path| !path.as_os_str().is_empty()),
+        "model" => settings.model = path_if_any(value),
         "backend" => settings.backend = get(value)?,
         "build-engines" => settings.build_engines = get(value)?,
+        "onnxruntime-library" => settings.onnxruntime_library = path_if_any(value),
+        "tensorrt-library" => settings.tensorrt_library = path_if_any(value),
         "device-id" => settings.device_id = get(value)?,
         "prompt" => {
             settings.prompt = text(value)?;
@@ -373,13 +387,11 @@ pub fn set(settings: &mut Settings, name: &str, value: &glib::Value) -> Result<(
 /// The property `name` as in force: what was set, else what the model folder says, else the general default.
 pub fn get(settings: &Settings, manifest: &Manifest, name: &str) -> Option<glib::Value> {
     Some(match name {
-        "model" => settings
-            .model
-            .as_ref()
-            .map(|path| path.to_string_lossy().into_owned())
-            .to_value(),
+        "model" => path_text(&settings.model).to_value(),
         "backend" => settings.backend.to_value(),
         "build-engines" => settings.build_engines.to_value(),
+        "onnxruntime-library" => path_text(&settings.onnxruntime_library).to_value(),
+        "tensorrt-library" => path_text(&settings.tensorrt_library).to_value(),
         "device-id" => settings.device_id.to_value(),
         "prompt" => settings
             .prompt
@@ -443,6 +455,16 @@ fn text(value: &glib::Value) -> Result<Option<String>, String> {
         .map(|bytes| std::str::from_utf8(bytes).map(str::to_owned))
         .transpose()
         .map_err(|err| format!("expected UTF-8 text: {err}"))
+}
+
+/// A path; an empty one is none.
+fn path_if_any(value: &glib::Value) -> Option<PathBuf> {
+    path(value).filter(|path| !path.as_os_str().is_empty())
+}
+
+fn path_text(path: &Option<PathBuf>) -> Option<String> {
+    path.as_ref()
+        .map(|path| path.to_string_lossy().into_owned())
 }
 
 #[cfg(unix)]

@@ -45,6 +45,8 @@ pub struct Settings {
     pub model: Option<PathBuf>,
     pub backend: Backend,
     pub build_engines: BuildEngines,
+    pub onnxruntime_library: Option<PathBuf>,
+    pub tensorrt_library: Option<PathBuf>,
     /// The GPU's number, or -1.
     pub device_id: i32,
     pub prompt: Option<String>,
@@ -93,6 +95,8 @@ impl Default for Settings {
             model: None,
             backend: Backend::default(),
             build_engines: BuildEngines::default(),
+            onnxruntime_library: None,
+            tensorrt_library: None,
             device_id: default::DEVICE_ID,
             prompt: None,
             prompt_set: 0,

@@ -80,6 +80,11 @@ impl Stats {
         }
     }
 
+    /// Notes that the model is tried on another `device`, for `reason`.
+    pub fn moved(&mut self, device: String, reason: String) {
+        (self.device, self.backend_reason) = (device, reason);
+    }
+
     /// Notes what was loaded, and how long that took.
     pub fn loaded(&mut self, loaded: &LoadedModel, took: Duration) {
         self.loading = took;

@@ -138,7 +138,10 @@ impl<R: Runtime> Studio<R> {
         let size = input.size()?;
         self.want_prompts(&settings, &moment)?;
         if self.morph.is_none() {
-            self.begin_prompts(&settings, observer)?;
+            self.begin_prompts(&settings, observer).inspect_err(|_| {
+                // The next frame asks anew.
+                self.wanted = None;
+            })?;
         }
         let mut running = match self.running.take() {
             Some(running) if running.size == size => running,
@@ -271,7 +274,8 @@ impl<R: Runtime> Studio<R> {
             observer.warned(cut);
         }
         self.morph = Some(Morph::new(encoded.result?));
-        self.watch.applied(encoded.prompts);
+        self.watch.turns(encoded.prompts, 0);
+        self.watch.turned();
         Ok(())
     }
 
@@ -338,15 +342,20 @@ impl<R: Runtime> Studio<R> {
         let time = moment.time.map(gst::ClockTime::nseconds);
         let interpolation = settings.prompt_interpolation.into();
         let arrived = self.arrived.take().map(Ok);
+        let wanted = self.wanted.as_ref().map(|(wanted, _)| wanted);
+        let settled = wanted.is_some() && wanted == self.watch.prompts().map(|p| &**p);
         match arrived.or_else(|| self.prompts.take_new()) {
+            // Asked for and taken back, or asked for once more.
+            Some(Ok(_)) if settled => {}
             Some(Ok(encoded)) => {
                 if let Some(cut) = &encoded.cut {
                     observer.warned(cut);
                 }
                 match encoded.result {
                     Ok(target) => {
-                        self.watch.applied(encoded.prompts);
-                        morph.turn(target, settings.prompt_transition, time, interpolation)
+                        let length = settings.prompt_transition;
+                        self.watch.turns(encoded.prompts, length);
+                        morph.turn(target, length, time, interpolation);
                     }
                     Err(error) => observer.change_refused(&match &self.wanted {
                         Some((wanted, Some(cue))) if *wanted == encoded.prompts => {
@@ -361,6 +370,9 @@ impl<R: Runtime> Studio<R> {
         }
         if let Some(conditioning) = morph.at(time, interpolation) {
             stream.set_conditioning(conditioning);
+        }
+        if !morph.is_turning() {
+            self.watch.turned();
         }
     }
 }

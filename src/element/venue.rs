@@ -24,7 +24,6 @@ use super::{
 };
 #[cfg(feature = "cuda")]
 use crate::device::cuda::Cuda;
-#[cfg(feature = "cuda")]
 use crate::engine::onnxruntime;
 #[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::engine::{
@@ -70,6 +69,52 @@ impl Venue {
         }
         let _ = (settings, model);
         true
+    }
+
+    /// Where the model in the folder `model` is tried next, and why, when it could not be loaded here and the backend is for
+    /// us to choose; `None` if nowhere.
+    #[cfg(feature = "cuda")]
+    pub fn after(&self, error: &Error, model: &Path) -> Option<(Self, String)> {
+        let Choice { place, reason } =
+            choice::after(self.place(), error, model, onnxruntime::cuda_available)?;
+        match (place, self.gpu()) {
+            (Place::Cuda(_), Some(gpu)) => Some((Self::Gpu(gpu.clone()), reason)),
+            _ => Some((Self::Cpu, reason)),
+        }
+    }
+
+    /// The CPU comes last.
+    #[cfg(not(feature = "cuda"))]
+    pub fn after(&self, _: &Error, _: &Path) -> Option<(Self, String)> {
+        None
+    }
+
+    /// `error`, which comes of loading the model here, with what else could be asked for.
+    pub fn advise(&self, error: Error) -> Error {
+        let otherwise = match self {
+            Self::Cpu => return error,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => "backend=onnxruntime-cpu runs it on the CPU",
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            Self::TensorRt(..) => "backend=onnxruntime-cuda runs it without TensorRT",
+        };
+        match error {
+            Error::Engine { component, what } => Error::Engine {
+                component,
+                what: format!("{what}; {otherwise}"),
+            },
+            other => other,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn place(&self) -> Place {
+        match self {
+            Self::Cpu => Place::Cpu,
+            Self::Gpu(gpu) => Place::Cuda(gpu.cuda.ordinal()),
+            #[cfg(feature = "tensorrt")]
+            Self::TensorRt(gpu, _) => Place::TensorRt(gpu.cuda.ordinal()),
+        }
     }
 
     /// The GPU, if it is one.
@@ -126,6 +171,17 @@ impl Machine for Here<'_> {
         Some(device)
     }
 
+    #[cfg(feature = "tensorrt")]
+    fn tensorrt(&self) -> Result<()> {
+        building::listen_to_tensorrt();
+        match &self.settings.tensorrt_library {
+            Some(path) => tensorrt::library_at(path),
+            None => tensorrt::library(),
+        }
+        .map(drop)
+    }
+
+    #[cfg(not(feature = "tensorrt"))]
     fn tensorrt(&self) -> Result<()> {
         has_tensorrt()
     }
@@ -162,13 +218,7 @@ impl Machine for Here<'_> {
     }
 }
 
-/// An error that says how to get it, unless TensorRT is there.
-#[cfg(all(feature = "cuda", feature = "tensorrt"))]
-fn has_tensorrt() -> Result<()> {
-    building::listen_to_tensorrt();
-    tensorrt::library().map(drop)
-}
-
+/// An error that says how to get it.
 #[cfg(not(all(feature = "cuda", feature = "tensorrt")))]
 fn has_tensorrt() -> Result<()> {
     Err(Error::Library(
@@ -217,6 +267,10 @@ impl StreamDiffusion {
     fn choose(&self) -> Result<(Venue, String)> {
         let settings = self.settings.lock().clone();
         let backend = settings.backend;
+        if let Some(path) = &settings.onnxruntime_library {
+            // Every backend needs it: text is encoded by it.
+            onnxruntime::open_at(path)?;
+        }
         let here = Here {
             element: self,
             #[cfg(all(feature = "cuda", feature = "tensorrt"))]

@@ -7,13 +7,26 @@ use super::skipping::Skipping;
 use super::worker::{Observer, Stamp};
 use crate::stream::Counters;
 
+/// What has to be told of the prompts, with a frame that enters.
+#[derive(Clone, Copy, Default)]
+enum Change {
+    /// Nothing more.
+    #[default]
+    None,
+    /// That the ones in force begin to turn into them, over this many nanoseconds.
+    Begins(u64),
+    /// Nothing, until they are there.
+    UnderWay,
+    /// That they are in force.
+    Ends,
+}
+
 /// Watches frames enter. It goes on from one stream to the next.
 #[derive(Default)]
 pub struct Watch {
-    /// The prompts in force.
+    /// The prompts in force, or those that they are turning into.
     prompts: Option<Arc<Prompts>>,
-    /// Whether no frame has entered with them yet.
-    new: bool,
+    change: Change,
     skipping: Skipping,
     /// The first of the frames that wait for their group to be complete.
     first: Option<Stamp>,
@@ -22,13 +35,20 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// These prompts were put in force.
-    pub fn applied(&mut self, prompts: Prompts) {
-        self.new = true;
+    /// The prompts in force begin to turn into these ones, over this many nanoseconds of the frames' time.
+    pub fn turns(&mut self, prompts: Prompts, length: u64) {
+        self.change = Change::Begins(length);
         self.prompts = Some(Arc::new(prompts));
     }
 
-    /// The prompts in force, if there are any yet.
+    /// The prompts decided on last are in force, and no others.
+    pub fn turned(&mut self) {
+        if let Change::Begins(_) | Change::UnderWay = self.change {
+            self.change = Change::Ends;
+        }
+    }
+
+    /// The prompts in force, or those that they are turning into, if there are any yet.
     pub fn prompts(&self) -> Option<&Arc<Prompts>> {
         self.prompts.as_ref()
     }
@@ -51,11 +71,20 @@ impl Watch {
 
     /// A frame entered the stream, whether or not that is counted.
     pub fn entered(&mut self, stamp: Stamp, observer: &impl Observer) {
-        if std::mem::take(&mut self.new)
-            && let Some(prompts) = &self.prompts
-        {
-            observer.prompts_applied(prompts, stamp);
-        }
+        let Some(prompts) = &self.prompts else {
+            return;
+        };
+        self.change = match self.change {
+            Change::Begins(length) => {
+                observer.prompts_turn(prompts, length, stamp);
+                Change::UnderWay
+            }
+            Change::Ends => {
+                observer.prompts_applied(prompts, stamp);
+                Change::None
+            }
+            other => other,
+        };
     }
 
     /// The stream has counted so many frames by now. Of the group that came in last: how alike it was to the one that had
@@ -80,7 +109,8 @@ impl Watch {
         }
         let change = match processed {
             true => self.skipping.processed(similarity, alike),
-            false => self.skipping.skipped(skipped, similarity.unwrap_or(1.0)),
+            // Those that were not compared fill a gap.
+            false => similarity.and_then(|s| self.skipping.skipped(skipped, s)),
         };
         if let Some(change) = change {
             observer.skipping(change, first);

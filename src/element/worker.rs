@@ -2,7 +2,7 @@
 //!
 //! The streaming thread asks it for one thing at a time and waits; a flush or a stop ends the wait at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Weak};
@@ -25,7 +25,7 @@ use super::studio::Studio;
 use super::venue::Venue;
 #[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use crate::engine::BuildProgress;
-use crate::engine::Telling;
+use crate::engine::{self, Telling};
 use crate::error::{Error, Result};
 use crate::model::Component;
 
@@ -250,12 +250,16 @@ pub type Teller = Arc<dyn Fn(std::fmt::Arguments<'_>) + Send + Sync>;
 pub trait Observer: Send + Sync + 'static {
     /// The model is being loaded.
     fn loading(&self, loading: Loading<'_>);
-    /// These prompts are in force; the frame is the first that goes through all its steps with them.
+    /// The prompts in force begin to turn into these ones, over `length` nanoseconds from this frame on.
+    fn prompts_turn(&self, prompts: &Prompts, length: u64, first: Stamp);
+    /// These prompts are in force, and no others; the frame is the first that goes through all its steps with them alone.
     fn prompts_applied(&self, prompts: &Prompts, first: Stamp);
     /// The similarity filter began to skip frames, or stopped, with this one.
     fn skipping(&self, change: Change, with: Stamp);
     /// Who takes in what happens to frames, if anybody wants to hear of it now.
     fn teller(&self) -> Option<Teller>;
+    /// The model could not be loaded where that was tried first; it is tried on `device` now, for `reason`.
+    fn moved(&self, device: &str, reason: &str);
     /// The model could not be loaded, or the worker broke down: it does nothing more.
     fn failed(&self, error: &Error);
     /// A live change could not be taken over; the old values stay in force.
@@ -285,10 +289,11 @@ struct Fate {
 
 impl Worker {
     /// Starts the thread, which loads the model in `model` at once; `observer` has been told that it begins when this
-    /// returns.
+    /// returns. Where it cannot be loaded in `venue` and `elsewhere` is true, what comes after that is tried.
     pub fn new(
         model: PathBuf,
         venue: Venue,
+        elsewhere: bool,
         stats: Arc<Mutex<Stats>>,
         observer: impl Observer,
     ) -> std::io::Result<Self> {
@@ -302,24 +307,30 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("sd-worker".into())
             .spawn(move || {
-                match venue {
-                    Venue::Cpu => {
-                        let load = |tell: Telling<'_>| HostRuntime::load(&model, tell);
-                        work(load, &shared, &received, &stats, &*observer);
-                    }
-                    #[cfg(feature = "cuda")]
-                    Venue::Gpu(gpu) => {
-                        let load = |tell: Telling<'_>| CudaRuntime::load(&model, gpu, tell);
-                        work(load, &shared, &received, &stats, &*observer);
-                    }
-                    #[cfg(all(feature = "cuda", feature = "tensorrt"))]
-                    Venue::TensorRt(gpu, request) => {
-                        let building = building::building(&observer, shared.canceled.clone());
-                        let load = |tell: Telling<'_>| {
-                            CudaRuntime::load_engines(&model, gpu, &request, building, tell)
-                        };
-                        work(load, &shared, &received, &stats, &*observer);
-                    }
+                let begin = Instant::now();
+                let mut venue = venue;
+                loop {
+                    let work = Work {
+                        begin,
+                        fate: &shared,
+                        jobs: &received,
+                        stats: &stats,
+                        observer: &observer,
+                    };
+                    let Err(error) = work.at(&venue, &model) else {
+                        break;
+                    };
+                    let next = elsewhere.then(|| venue.after(&error, &model)).flatten();
+                    let Some((next, reason)) = next else {
+                        let error = venue.advise(error);
+                        shared.failed.store(true, Ordering::SeqCst);
+                        observer.failed(&error);
+                        observer.loading(Loading::Failed(&error));
+                        break;
+                    };
+                    stats.lock().moved(next.name(), reason.clone());
+                    observer.moved(&next.name(), &reason);
+                    venue = next;
                 }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
                 drop(received);
@@ -351,8 +362,11 @@ impl Drop for Worker {
         self.jobs = None;
         self.fate.canceled.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
-            // Panics in there have been turned into errors.
-            let _ = thread.join();
+            // What it tells may have the element stopped, on this very thread, which then ends by itself.
+            if thread.thread().id() != std::thread::current().id() {
+                // Panics in there have been turned into errors.
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -438,36 +452,62 @@ impl Asker {
     }
 }
 
-/// All that the thread does: loads a model, then does jobs with it until nobody can ask for any more.
-fn work<R: Runtime>(
-    load: impl FnOnce(Telling<'_>) -> Result<R>,
-    fate: &Fate,
-    jobs: &mpsc::Receiver<Job>,
-    stats: &Mutex<Stats>,
-    observer: &impl Observer,
-) {
-    let begin = Instant::now();
-    let canceled = || fate.canceled.load(Ordering::SeqCst);
-    let tell = |component| match canceled() {
-        true => Err(Error::engine("model", "is not wanted any more")),
-        false => {
-            observer.loading(Loading::Component(component));
+/// What the thread works with.
+struct Work<'a, O> {
+    /// Since when the model is being loaded.
+    begin: Instant,
+    fate: &'a Fate,
+    jobs: &'a mpsc::Receiver<Job>,
+    stats: &'a Mutex<Stats>,
+    observer: &'a Arc<O>,
+}
+
+impl<O: Observer> Work<'_, O> {
+    /// Loads the model in the folder `model` in `venue` and does jobs with it, until nobody can ask for any more. An error
+    /// if it cannot be loaded there; a loading that was canceled is none.
+    fn at(&self, venue: &Venue, model: &Path) -> Result<()> {
+        match venue {
+            Venue::Cpu => self.run(|tell, waits| HostRuntime::load(model, tell, waits)),
+            #[cfg(feature = "cuda")]
+            Venue::Gpu(gpu) => {
+                self.run(|tell, waits| CudaRuntime::load(model, gpu.clone(), tell, waits))
+            }
+            #[cfg(all(feature = "cuda", feature = "tensorrt"))]
+            Venue::TensorRt(gpu, request) => self.run(|tell, waits| {
+                let building = building::building(self.observer, self.fate.canceled.clone());
+                CudaRuntime::load_engines(model, gpu.clone(), request, building, tell, waits)
+            }),
+        }
+    }
+
+    fn run<R: Runtime>(
+        &self,
+        load: impl FnOnce(Telling<'_>, engine::Waiting<'_>) -> Result<R>,
+    ) -> Result<()> {
+        let canceled = || self.fate.canceled.load(Ordering::SeqCst);
+        let waits = || match canceled() {
+            true => Err(Error::engine("model", "is not wanted any more")),
+            false => Ok(()),
+        };
+        let tell = |component| {
+            waits()?;
+            self.observer.loading(Loading::Component(component));
             Ok(())
-        }
-    };
-    match guarded(|| Studio::new(load(&tell)?)) {
-        Ok(mut studio) => {
-            let (loaded, took) = (studio.loaded(), begin.elapsed());
-            stats.lock().loaded(&loaded, took);
-            observer.loading(Loading::Complete(&loaded, took));
-            drop(loaded);
-            studio.serve(jobs, stats, observer);
-        }
-        Err(_) if canceled() => observer.loading(Loading::Canceled),
-        Err(error) => {
-            fate.failed.store(true, Ordering::SeqCst);
-            observer.failed(&error);
-            observer.loading(Loading::Failed(&error));
+        };
+        match guarded(|| Studio::new(load(&tell, &waits)?)) {
+            Ok(mut studio) => {
+                let (loaded, took) = (studio.loaded(), self.begin.elapsed());
+                self.stats.lock().loaded(&loaded, took);
+                self.observer.loading(Loading::Complete(&loaded, took));
+                drop(loaded);
+                studio.serve(self.jobs, self.stats, &**self.observer);
+                Ok(())
+            }
+            Err(_) if canceled() => {
+                self.observer.loading(Loading::Canceled);
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 }

@@ -19,6 +19,14 @@ use crate::model::Component;
 /// To be told of each component just before it is loaded. What it answers with an error ends the loading.
 pub type Telling<'a> = &'a dyn Fn(Component) -> Result<()>;
 
+/// To be asked again and again while someone else in the process loads the same model. An error ends the wait.
+pub type Waiting<'a> = &'a dyn Fn() -> Result<()>;
+
+/// Waits as long as it takes.
+pub fn patient() -> Result<()> {
+    Ok(())
+}
+
 /// Says nothing of what is loaded.
 pub fn silent(_: Component) -> Result<()> {
     Ok(())

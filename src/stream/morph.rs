@@ -95,6 +95,11 @@ impl<M: Model> Morph<M> {
         self.target = target;
     }
 
+    /// Whether the prompts in force are still on their way to what was decided on.
+    pub fn is_turning(&self) -> bool {
+        self.way.is_some()
+    }
+
     /// What is decided on, whether or not it is in force alone yet.
     pub fn target(&self) -> &Target<M> {
         &self.target

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::device::{Host, HostTensor};
-use crate::engine::{Limits, Text};
+use crate::engine::{Denoise, Limits, Text};
 
 /// One latent value per frame: the picture's first channel. The U-Net is `0.5·x + text − 0.0005·t`.
 #[derive(Default)]

@@ -480,6 +480,37 @@ pub fn restyled(settings: &[Setting], frames: std::ops::Range<u64>) -> Vec<Vec<u
     restyle(settings, &rgb(), frames.map(frame).collect())
 }
 
+/// The path of a library of this name that the process has open.
+#[cfg(target_os = "linux")]
+pub fn loaded_library(name: &str) -> String {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mut paths = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().last());
+    paths.find(|path| path.contains(name)).unwrap().to_owned()
+}
+
+/// A library that has TensorRT's functions for its version, and this one.
+pub fn tensorrt_of_version(path: &Path, major: u32, minor: u32) {
+    let functions = [
+        ("Major", major),
+        ("Minor", minor),
+        ("Patch", 0),
+        ("Build", 0),
+    ];
+    let source: String = functions
+        .iter()
+        .map(|(name, n)| format!("int getInferLib{name}Version(void) {{ return {n}; }}\n"))
+        .collect();
+    let file = path.with_extension("c");
+    fs::write(&file, source).unwrap();
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([path, file.as_path()])
+        .status();
+    assert!(compiled.unwrap().success());
+}
+
 /// Copies a folder and all that is in it, over what is there.
 pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();

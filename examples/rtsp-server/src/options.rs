@@ -28,7 +28,7 @@ pub struct Options {
     #[arg(long, value_name = "WxH", default_value = "512x512")]
     pub size: Size,
 
-    /// Frames per second of what is served, at most
+    /// Frames per second of what is served: those of a slower input are repeated, of a faster one left out
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=240))]
     pub fps: u16,
 

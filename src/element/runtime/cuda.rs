@@ -13,11 +13,11 @@ use crate::device::video::{Colour, VideoLayout};
 use crate::element::building::Request;
 use crate::element::cuda::{Gpu, Mapped, is_cuda};
 use crate::element::layout::{colour, layout};
-use crate::engine::Telling;
 use crate::engine::cuda::CudaModel;
 use crate::engine::shared::{self, Loaded};
 #[cfg(feature = "tensorrt")]
 use crate::engine::tensorrt::Building;
+use crate::engine::{Telling, Waiting};
 use crate::error::{Error, Result};
 
 /// The worker's half.
@@ -51,10 +51,16 @@ impl CudaInput {
 }
 
 impl CudaRuntime {
-    /// Loads the model in the folder `model` onto a GPU, to be run by ONNX Runtime, telling of each component.
-    pub fn load(model: &Path, gpu: Arc<Gpu>, tell: Telling<'_>) -> Result<Self> {
-        let loaded = shared::load_cuda(model, &gpu.cuda, tell);
-        Self::new(loaded, gpu, "backend=onnxruntime-cpu runs it on the CPU")
+    /// Loads the model in the folder `model` onto a GPU, to be run by ONNX Runtime, telling of each component; waits for
+    /// another element that does.
+    pub fn load(
+        model: &Path,
+        gpu: Arc<Gpu>,
+        tell: Telling<'_>,
+        waits: Waiting<'_>,
+    ) -> Result<Self> {
+        let loaded = shared::load_cuda(model, &gpu.cuda, tell, waits)?;
+        Ok(Self::new(loaded, gpu))
     }
 
     /// The same, to be run by TensorRT's engines, which are built if the request says so and they are missing.
@@ -65,28 +71,20 @@ impl CudaRuntime {
         request: &Request,
         building: Building,
         tell: Telling<'_>,
+        waits: Waiting<'_>,
     ) -> Result<Self> {
         let building = request.build.then_some(&building);
-        let loaded = shared::load_tensorrt(model, &gpu.cuda, &request.wanted, building, tell);
-        Self::new(
-            loaded,
-            gpu,
-            "backend=onnxruntime-cuda runs it without TensorRT",
-        )
+        let wanted = &request.wanted;
+        let loaded = shared::load_tensorrt(model, &gpu.cuda, wanted, building, tell, waits)?;
+        Ok(Self::new(loaded, gpu))
     }
 
-    fn new(loaded: Result<Arc<Loaded<CudaModel>>>, gpu: Arc<Gpu>, otherwise: &str) -> Result<Self> {
-        Ok(Self {
-            loaded: loaded.map_err(|error| match error {
-                Error::Engine { component, what } => Error::Engine {
-                    component,
-                    what: format!("{what}; {otherwise}"),
-                },
-                other => other,
-            })?,
+    fn new(loaded: Arc<Loaded<CudaModel>>, gpu: Arc<Gpu>) -> Self {
+        Self {
+            loaded,
             gpu,
             reading: Vec::new(),
-        })
+        }
     }
 }
 

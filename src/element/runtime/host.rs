@@ -6,18 +6,18 @@ use std::sync::Arc;
 use super::convert::{self, Exporter, Importer};
 use super::{Input, LoadedModel, Output, Picture, Runtime, Written, foreign};
 use crate::device::{Host, HostTensor};
-use crate::engine::Telling;
 use crate::engine::onnxruntime::OnnxModel;
 use crate::engine::shared::{self, Loaded};
+use crate::engine::{Telling, Waiting};
 use crate::error::{Error, Result};
 
 /// The worker's half.
 pub struct HostRuntime(Arc<Loaded>);
 
 impl HostRuntime {
-    /// Loads the model in the folder `model`, telling of each component.
-    pub fn load(model: &Path, tell: Telling<'_>) -> Result<Self> {
-        shared::load_telling(model, tell).map(Self)
+    /// Loads the model in the folder `model`, telling of each component; waits for another element that does.
+    pub fn load(model: &Path, tell: Telling<'_>, waits: Waiting<'_>) -> Result<Self> {
+        shared::load_telling(model, tell, waits).map(Self)
     }
 }
 

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Changes when engines of the same key could differ for a reason that no other field tells.
-const REVISION: u32 = 1;
+/// Changes when engines of the same key could differ for a reason that no other field tells. 2: they never allocate while
+/// they run.
+const REVISION: u32 = 2;
 
 /// All that an engine depends on. Engines of equal keys can stand for each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,8 @@ use crate::location;
 
 /// The environment variable that names the library, or a folder it is in.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
+/// The element's property that names it.
+const PROPERTY: &str = "onnxruntime-library";
 /// What the system's loader is asked for.
 const SYSTEM_NAMES: &[&str] = if cfg!(windows) {
     &["onnxruntime.dll"]
@@ -36,11 +38,13 @@ pub(super) struct Runtime {
     pub version: String,
 }
 
+/// The library once it is open. A process can have one only.
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+static OPENING: Mutex<()> = Mutex::new(());
+
 /// The process's ONNX Runtime, opened on first use. A failure is not remembered: the user may install the library
 /// and try again.
 pub(super) fn runtime() -> Result<&'static Runtime> {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    static OPENING: Mutex<()> = Mutex::new(());
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
@@ -48,10 +52,45 @@ pub(super) fn runtime() -> Result<&'static Runtime> {
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    let (path, version) = find(
-        std::env::var_os(VARIABLE).as_deref(),
-        &location::beside("onnxruntime"),
-    )?;
+    let named = std::env::var_os(VARIABLE);
+    load(find(named.as_deref(), &location::beside("onnxruntime"))?)
+}
+
+/// Opens the ONNX Runtime at `path`, a file or the folder it is in, for the whole process. Nothing else is searched.
+///
+/// # Errors
+/// [`Error::Setting`] of the property [`PROPERTY`] if it is no ONNX Runtime that will do, or the process has opened another
+/// one already.
+pub fn open_at(path: &Path) -> Result<()> {
+    let failed = |what: String| {
+        let what = format!("{} cannot be used: {what}", path.display());
+        Error::setting(PROPERTY, what)
+    };
+    let _guard = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(runtime) = RUNTIME.get() {
+        return match location::names(path, &runtime.path) {
+            true => Ok(()),
+            false => Err(failed(format!(
+                "this process has opened {} already, and can have one only",
+                runtime.path.display()
+            ))),
+        };
+    }
+    let found = file_of(path).and_then(|file| examine(&file));
+    load(found.map_err(failed)?).map(drop)
+}
+
+/// The library that `path` names: itself, or the newest in it if it is a folder.
+fn file_of(path: &Path) -> std::result::Result<PathBuf, String> {
+    if !path.is_dir() {
+        return Ok(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    }
+    let newest = libraries(path).into_iter().next();
+    newest.ok_or_else(|| format!("the folder holds no {}", SYSTEM_NAMES[0]))
+}
+
+/// Has `ort` use this library; the caller holds [`OPENING`].
+fn load((path, version): (PathBuf, String)) -> Result<&'static Runtime> {
     let failed = |e: &dyn std::fmt::Display| {
         Error::Library(format!("ONNX Runtime at {}: {e}", path.display()))
     };
@@ -81,17 +120,8 @@ fn find(named: Option<&OsStr>, folders: &[PathBuf]) -> Result<(PathBuf, String)>
     if let Some(named) = named.filter(|n| !n.is_empty()) {
         // The user's word is final: a library found elsewhere would hide the mistake.
         let path = Path::new(named);
-        let file = if path.is_dir() {
-            libraries(path).into_iter().next().ok_or_else(|| {
-                missing(&format!(
-                    "{VARIABLE} is the folder {}, which holds none",
-                    path.display()
-                ))
-            })?
-        } else {
-            std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-        };
-        return examine(&file)
+        return file_of(path)
+            .and_then(|file| examine(&file))
             .map_err(|e| missing(&format!("{VARIABLE} is {}, but {e}", path.display())));
     }
     let mut searched = Vec::new();
@@ -119,7 +149,7 @@ fn find(named: Option<&OsStr>, folders: &[PathBuf]) -> Result<(PathBuf, String)>
 fn missing(searched: &str) -> Error {
     Error::Library(format!(
         "ONNX Runtime 1.{} or later is needed and was not found ({searched}). Run scripts/get-onnxruntime, which puts it \
-         beside the plugin, or \"pip install onnxruntime\" and set {VARIABLE} to its onnxruntime/capi folder",
+         beside the plugin, or \"pip install onnxruntime\" and set {VARIABLE}, or the property {PROPERTY}, to its onnxruntime/capi folder",
         ort::MINOR_VERSION
     ))
 }
@@ -247,7 +277,11 @@ mod tests {
         let folder = Folder::new("named", &[]);
         let missing = folder.0.join("none.so");
         fails(Some(&missing), &[], &[VARIABLE, "none.so"]);
-        fails(Some(&folder.0), &[], &[VARIABLE, "which holds none"]);
+        fails(
+            Some(&folder.0),
+            &[],
+            &[VARIABLE, "the folder holds no libonnxruntime"],
+        );
         let folder = Folder::new("garbage", &["libonnxruntime.so.1.99.0"]);
         fails(Some(&folder.0), &[], &["so.1.99.0", "cannot be opened"]);
         // Any other library of the system will do for one that is not ONNX Runtime.

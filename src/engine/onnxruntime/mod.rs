@@ -19,6 +19,7 @@ pub use cuda::{
 };
 #[cfg(feature = "cuda")]
 pub(super) use geometry::Geometry;
+pub use library::open_at;
 pub use model::OnnxModel;
 #[cfg(feature = "cuda")]
 pub(super) use text::Texts;

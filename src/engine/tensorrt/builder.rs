@@ -174,16 +174,18 @@ pub fn build(job: &Job, progress: Arc<dyn Progress>) -> Result<Engine> {
     let library = library::library()?;
     library::parser()?;
     let logger = log::logger()?;
+    let ended = || Error::engine(job.name, "the build was ended, as asked");
+    let waits = || progress.step("waiting for a build for other GPUs", 0, 1);
+    let _pass = gate::pass(job.capabilities, waits).ok_or_else(ended)?;
     let monitor = Arc::new(Monitor {
         progress,
         phases: Mutex::default(),
         ended: Mutex::new(false),
     });
-    let _pass = gate::pass(job.capabilities);
     let (built, heard) = log::listen(|| run(job, logger, monitor.clone()));
     built.map_err(|what| {
         if *monitor.ended.lock() {
-            return Error::engine(job.name, "the build was ended, as asked");
+            return ended();
         }
         let heard = match heard.is_empty() {
             true => String::new(),
@@ -208,6 +210,7 @@ fn run(
     let mut config = builder.create_config().map_err(said)?;
     let monitor: Box<dyn MonitorProgress> = Box::new(Forward(monitor));
     config.set_progress_monitor(monitor).map_err(said)?;
+    set_flags(&mut config);
     set_capabilities(&mut config, job.capabilities)?;
     let mut parser = trtx::OnnxParser::new(network, logger).map_err(said)?;
     match job.source {
@@ -240,6 +243,16 @@ fn run(
         .map_err(said)?;
     let memory = builder.build_serialized_network(network, &mut config);
     Ok(Engine(memory.map_err(said)?))
+}
+
+/// Engines shall never allocate while they run: their memory is planned before, and a frame that is captured in a CUDA
+/// graph cannot allocate. Without this, TensorRT for RTX may do so for large tensors.
+fn set_flags(config: &mut trtx::BuilderConfig) {
+    #[cfg(not(feature = "tensorrt-enterprise"))]
+    config.set_flag(trtx::BuilderFlag::kREQUIRE_USER_ALLOCATION);
+    // The TensorRT of data centres has no such flag.
+    #[cfg(feature = "tensorrt-enterprise")]
+    let _ = config;
 }
 
 #[cfg(not(feature = "tensorrt-enterprise"))]
@@ -386,6 +399,19 @@ mod tests {
         }
         let some = ["12.0", "8.6", "8.6"].map(|c| c.parse().unwrap());
         assert_eq!(capabilities_name(&some), "8.6 12.0");
+    }
+
+    /// With the real library.
+    #[cfg(not(feature = "tensorrt-enterprise"))]
+    #[test]
+    fn engines_do_not_allocate_while_they_run() {
+        library::library().unwrap();
+        let mut builder = trtx::Builder::new(log::logger().unwrap()).unwrap();
+        let mut config = builder.create_config().unwrap();
+        let flag = trtx::BuilderFlag::kREQUIRE_USER_ALLOCATION;
+        assert!(!config.flag(flag));
+        set_flags(&mut config);
+        assert!(config.flag(flag));
     }
 
     #[test]

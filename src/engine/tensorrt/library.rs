@@ -15,6 +15,8 @@ use crate::location;
 
 /// The environment variable that names the library, or the folder it is in.
 pub const VARIABLE: &str = "TENSORRT_LIBRARY_PATH";
+/// The element's property that names it.
+pub const PROPERTY: &str = "tensorrt-library";
 /// Which of NVIDIA's two products this was built for, as the cache writes it.
 pub const FLAVOUR: &str = if ENTERPRISE { "enterprise" } else { "rtx" };
 
@@ -101,22 +103,61 @@ impl std::fmt::Display for Library {
     }
 }
 
+/// The library once it is open. A process can have one only.
+static OPEN: Mutex<Option<&'static Library>> = Mutex::new(None);
+
 /// The process's TensorRT, opened on first use. A failure is not remembered: the user may install the library and try
 /// again.
 ///
 /// # Errors
 /// [`Error::Library`] if there is none that will do; it names all places that were searched.
 pub fn library() -> Result<&'static Library> {
-    static OPEN: Mutex<Option<&'static Library>> = Mutex::new(None);
     let mut open = OPEN.lock();
     if let Some(library) = *open {
         return Ok(library);
     }
     let named = std::env::var_os(VARIABLE);
     let library = find(named.as_deref(), &location::beside("tensorrt"))?;
+    load(library, &mut open)
+}
+
+/// The process's TensorRT, which is to be the one at `path`: a file, or the folder it is in. Nothing else is searched.
+///
+/// # Errors
+/// [`Error::Setting`] of the property [`PROPERTY`] if it is no TensorRT that will do, or the process has opened another one
+/// already.
+pub fn library_at(path: &Path) -> Result<&'static Library> {
+    let failed = |what: String| {
+        let what = format!("{} cannot be used: {what}", path.display());
+        Error::setting(PROPERTY, what)
+    };
+    let mut open = OPEN.lock();
+    if let Some(library) = *open {
+        return match location::names(path, &library.path) {
+            true => Ok(library),
+            false => Err(failed(format!(
+                "this process has opened {} already, and can have one only",
+                library.path.display()
+            ))),
+        };
+    }
+    let library = file_of(path).and_then(|file| examine(&file));
+    load(library.map_err(failed)?, &mut open)
+}
+
+fn load(library: Library, open: &mut Option<&'static Library>) -> Result<&'static Library> {
     trtx::dynamically_load_tensorrt(Some(&library.path))
         .map_err(|e| Error::Library(format!("{NAME} at {}: {e}", library.path.display())))?;
     Ok(open.insert(Box::leak(Box::new(library))))
+}
+
+/// The library that `path` names: itself, or the newest in it if it is a folder.
+fn file_of(path: &Path) -> std::result::Result<PathBuf, String> {
+    if !path.is_dir() {
+        return Ok(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    }
+    let newest = libraries(path, STEM).into_iter().next();
+    newest.ok_or_else(|| format!("the folder holds no {STEM}"))
 }
 
 /// Opens the ONNX parser that belongs to [`library`]: the one in the same folder, else the system's.
@@ -159,17 +200,8 @@ fn find(named: Option<&OsStr>, folders: &[PathBuf]) -> Result<Library> {
     if let Some(named) = named.filter(|n| !n.is_empty()) {
         // The user's word is final: a library found elsewhere would hide the mistake.
         let path = Path::new(named);
-        let file = if path.is_dir() {
-            libraries(path, STEM).into_iter().next().ok_or_else(|| {
-                missing(&format!(
-                    "{VARIABLE} is the folder {}, which holds none",
-                    path.display()
-                ))
-            })?
-        } else {
-            std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-        };
-        return examine(&file)
+        return file_of(path)
+            .and_then(|file| examine(&file))
             .map_err(|e| missing(&format!("{VARIABLE} is {}, but {e}", path.display())));
     }
     let mut searched = Vec::new();
@@ -197,10 +229,12 @@ fn find(named: Option<&OsStr>, folders: &[PathBuf]) -> Result<Library> {
 fn missing(searched: &str) -> Error {
     let wanted = Version::wanted();
     let how = if ENTERPRISE {
-        format!("Install it from NVIDIA's package index, or set {VARIABLE} to its folder")
+        format!(
+            "Install it from NVIDIA's package index, or set {VARIABLE}, or the property {PROPERTY}, to its folder"
+        )
     } else {
         format!(
-            "Run scripts/get-tensorrt, which puts it beside the plugin, or \"pip install tensorrt-rtx-cu13-libs\" and set {VARIABLE} to the folder its libraries went to"
+            "Run scripts/get-tensorrt, which puts it beside the plugin, or \"pip install tensorrt-rtx-cu13-libs\" and set {VARIABLE}, or the property {PROPERTY}, to the folder its libraries went to"
         )
     };
     Error::Library(format!(
@@ -346,6 +380,25 @@ mod tests {
         std::fs::remove_dir_all(&folder).unwrap();
         let expected = [".1.10.0", ".1.6.3", ".1"].map(|v| format!("{STEM}{v}"));
         assert_eq!(names, expected);
+    }
+
+    /// In this process, whichever library it has by then.
+    #[test]
+    fn a_library_that_is_named_is_the_one_or_an_error_of_the_property() {
+        let nothing = Path::new("/nonexistent/none.so");
+        let refused = |path: &Path, parts: &[&str]| {
+            let text = library_at(path).unwrap_err().to_string();
+            for part in [&["property tensorrt-library: ", "cannot be used"], parts].concat() {
+                assert!(text.contains(part), "{text:?} lacks {part:?}");
+            }
+        };
+        refused(nothing, &["/nonexistent/none.so"]);
+        let ours = library().unwrap();
+        assert!(std::ptr::eq(library_at(&ours.path).unwrap(), ours));
+        let folder = ours.path.parent().unwrap();
+        assert!(std::ptr::eq(library_at(folder).unwrap(), ours));
+        let open = ours.path.to_str().unwrap();
+        refused(nothing, &["has opened", open, "one only"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod model;
 mod recipe;
 mod supply;
 
-pub use library::{FLAVOUR, Library, VARIABLE, Version, library, parser};
+pub use library::{FLAVOUR, Library, PROPERTY, VARIABLE, Version, library, library_at, parser};
 pub use log::{Severity, set_sink};
 #[cfg(feature = "cuda")]
 pub use model::open;

@@ -1,0 +1,85 @@
+//! How frames enter: in groups, as noised latents.
+
+use std::sync::Arc;
+
+use super::slot::Under;
+use super::{Stage, Stream};
+use crate::device::Device;
+use crate::engine::Model;
+use crate::error::Result;
+
+/// A frame that waits for its group to be complete.
+pub(super) struct Entering<X, T> {
+    /// `[1, 3, H, W]`.
+    picture: X,
+    /// The share of what is made of it in what is shown.
+    share: f32,
+    tag: T,
+}
+
+/// Frames that enter together.
+pub(super) struct Group<X, T> {
+    /// `[k, 3, H, W]`.
+    pub(super) pictures: Arc<X>,
+    /// The same, if any of them is to be seen.
+    pub(super) under: Option<Under<X>>,
+    pub(super) tags: Vec<T>,
+}
+
+impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
+    /// A frame as it is now to enter.
+    pub(super) fn entering(&self, picture: D::Tensor, tag: T) -> Entering<D::Tensor, T> {
+        let share = self.settings.mix.clamp(0.0, 1.0) as f32;
+        Entering {
+            picture,
+            share,
+            tag,
+        }
+    }
+
+    /// The frames that wait.
+    pub(super) fn take_group(&mut self) -> Result<Group<D::Tensor, T>> {
+        let mut pictures = Vec::with_capacity(self.group.len());
+        let mut shares = Vec::with_capacity(self.group.len());
+        let mut tags = Vec::with_capacity(self.group.len());
+        for frame in self.group.drain(..) {
+            pictures.push(frame.picture);
+            shares.push(frame.share);
+            tags.push(frame.tag);
+        }
+        let pictures = Arc::new(self.device.stack(pictures)?);
+        Ok(Group {
+            under: (shares.iter().any(|share| *share < 1.0)).then(|| Under {
+                pictures: pictures.clone(),
+                shares,
+            }),
+            pictures,
+            tags,
+        })
+    }
+
+    /// The clean latents of `frames` pictures.
+    pub(super) fn encode(&mut self, pictures: &D::Tensor, frames: usize) -> Result<D::Tensor> {
+        let sample = match self.model.limits().samples_posterior {
+            true => {
+                let [c, h, w] = self.latent;
+                let noise = self.posterior.randn(frames * c * h * w);
+                Some(self.device.upload(&[frames, c, h, w], &noise)?)
+            }
+            false => None,
+        };
+        self.times.measure(&self.device, Stage::Encode, || {
+            self.model.encode(pictures, sample.as_ref())
+        })
+    }
+
+    /// The noise that the next `frames` frames enter with, where it is not the plan's.
+    pub(super) fn entering_noise(&mut self, frames: usize) -> Result<Option<D::Tensor>> {
+        let [c, h, w] = self.latent;
+        let mut next = || self.noises.next(&self.device, &[1, c, h, w]);
+        let maps = (0..frames)
+            .map(|_| next().transpose())
+            .collect::<Option<Result<Vec<_>>>>();
+        maps.map(|maps| self.device.stack(maps?)).transpose()
+    }
+}
