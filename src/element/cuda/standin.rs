@@ -12,7 +12,7 @@ use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
 use libloading::Library;
 
 use super::library::Functions;
-use super::{Context, Mapped, Sharing, is_cuda, memory};
+use super::{Context, Gpu, Mapped, Sharing, is_cuda, memory};
 use crate::element::caps::{CUDA_FORMATS, CUDA_MEMORY, FORMATS};
 use crate::element::layout::layout;
 use crate::engine::onnxruntime::cuda_available;
@@ -46,23 +46,61 @@ fn memory_is_shared_by_gstreamers_own_library() {
         elements_say_what_is_missing();
         return;
     }
-    let folder = std::env::temp_dir().join(format!("standin-{}", std::process::id()));
+    in_a_process(
+        "memory_is_shared_by_gstreamers_own_library",
+        "src/element/cuda/standin.c",
+    );
+}
+
+/// An element whose GPU failed starts again when all that was on it is gone, and not before.
+#[test]
+fn a_gpu_that_failed_is_opened_anew() {
+    let test = "a_gpu_that_failed_is_opened_anew";
+    let Some(library) = std::env::var_os(VARIABLE) else {
+        return in_a_process(test, "tests/standin/driver.c");
+    };
+    gst::init().unwrap();
+    // SAFETY: the stand-in, which has no initialisers.
+    let library = unsafe { Library::new(library) }.unwrap();
+    // SAFETY: as its source says.
+    let fail = unsafe { library.get::<unsafe extern "C" fn(c_int)>(c"standin_fail") }.unwrap();
+    let gpu = Gpu::open(0).unwrap();
+    let identity = gpu.cuda.identity();
+    assert!(Arc::ptr_eq(&gpu, &Gpu::open(0).unwrap()));
+    // SAFETY: sets a number: an illegal address.
+    unsafe { fail(700) };
+    let message = Gpu::open(0).err().unwrap().to_string();
+    for part in ["CUDA_ERROR_ILLEGAL_ADDRESS", "state NULL"] {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+    drop(gpu);
+    let gpu = Gpu::open(0).unwrap();
+    assert_ne!(gpu.cuda.identity(), identity);
+    gpu.cuda.check().unwrap();
+}
+
+/// Runs a test of this file in a process that has the stand-in made of `source` on its library path.
+fn in_a_process(test: &str, source: &str) {
+    let folder = std::env::temp_dir().join(format!("standin-{test}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/element/cuda/standin.c");
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let library = folder.join("libcuda.so.1");
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-w", "-o"])
         .arg(&library)
         .arg(source)
+        .arg("-lpthread")
         .status()
         .expect("a C compiler is needed");
     assert!(built.success());
     let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--nocapture"])
-        .arg("element::cuda::standin::memory_is_shared_by_gstreamers_own_library")
+        .arg(format!("element::cuda::standin::{test}"))
         .env(VARIABLE, &library)
         .env("GST_STREAMDIFFUSION_ENGINES", folder.join("engines"))
+        .env("NVRTC_DYLIB_PATH", &library)
+        .env("XDG_CACHE_HOME", folder.join("cache"))
         .env("LD_LIBRARY_PATH", format!("{}:{path}", folder.display()))
         .env("G_DEBUG", "fatal-criticals")
         .output()
