@@ -195,6 +195,20 @@ fn frames_go_through_with_every_preset() {
     }
 }
 
+#[test]
+fn the_readme_lists_them() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let (_, table) = readme.split_once("| preset | what for |").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let rows = table.lines().skip(2);
+    let listed: Vec<_> = rows
+        .map(|row| row.split('`').nth(1).unwrap_or(row).to_owned())
+        .collect();
+    let names: Vec<_> = written().into_iter().map(|preset| preset.name).collect();
+    assert_eq!(listed, names);
+}
+
 /// In the build tree: `GST_PRESET_PATH=presets`.
 #[test]
 fn gst_inspect_lists_them() {
