@@ -97,6 +97,20 @@ fn settings_that_cannot_be() {
     }
 }
 
+/// What nothing is made of yet is no mistake yet.
+#[test]
+fn bypassed_frames_need_no_steps() {
+    let settings = [("t-index-list", "999"), ("bypass", "true")];
+    let rig = Rig::playing(&settings, &rgb());
+    rig.push_frames(0..2);
+    assert_eq!(rig.frames().len(), 2);
+    set(&rig.element, &[("t-index-list", "35"), ("bypass", "false")]);
+    rig.push_frames(2..4);
+    rig.end();
+    assert_eq!(rig.frames().len(), 2);
+    assert!(rig.errors().is_empty());
+}
+
 /// Spoils a model folder.
 type Spoil = fn(&Folder);
 

@@ -370,6 +370,43 @@ fn the_filter_tells_when_it_begins_and_ends_not_of_every_frame() {
     assert!(pts > time(48) && pts < time(56), "{pts}");
 }
 
+/// Amid a change of prompts frames are not compared, which does not mean that the picture moves.
+#[test]
+fn a_picture_that_stands_still_goes_on_to_while_prompts_change() {
+    let rig = Rig::playing(
+        &[
+            ("t-index-list", "35"),
+            ("similarity-filter", "true"),
+            ("prompt", "a neon cat"),
+        ],
+        &rgb(),
+    );
+    let mut count = 0;
+    let mut still = |frames: usize| {
+        for _ in 0..frames {
+            rig.push(buffer(picture(0), count));
+            count += 1;
+        }
+    };
+    still(20);
+    // Twenty frames' time.
+    let length = time(20).nseconds().to_string();
+    set(
+        &rig.element,
+        &[("prompt-transition", &length), ("prompt", "a calm sea")],
+    );
+    let mut messages = Vec::new();
+    wait_until("the prompts have changed", || {
+        still(5);
+        messages.extend(told(&rig));
+        of(&messages, "prompt-applied").len() == 2
+    });
+    still(20);
+    messages.extend(told(&rig));
+    assert_eq!(of(&messages, "skipping").len(), 1, "{messages:?}");
+    assert_eq!(of(&messages, "resumed").len(), 0, "{messages:?}");
+}
+
 /// Frames that fill a gap share the picture before them too, but that is not the filter's doing, and nothing stands still.
 #[test]
 fn frames_that_fill_gaps_are_not_the_filters() {

@@ -695,12 +695,19 @@ fn a_library_that_is_missing_or_of_the_wrong_version_is_told() {
 /// Starts a build that takes a while, and waits until it is under way.
 fn start(here: &Folder, model: &Path) -> std::process::Child {
     let args = ["build", model.to_str().unwrap(), "--components", "unet"];
-    let child = program(here, &args)
+    let mut command = program(here, &args);
+    command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .unwrap();
+        .process_group(0);
+    // The tests may run in the background of a shell, where Ctrl-C is ignored, which is inherited.
+    let listens = || {
+        // SAFETY: may be called between fork and exec.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: so may it.
+    let child = unsafe { command.pre_exec(listens) }.spawn().unwrap();
     let folder = here.path().join("engines");
     wait_until("a build is under way", || {
         let entries = fs::read_dir(&folder).into_iter().flatten().flatten();

@@ -390,6 +390,23 @@ fn auto_goes_on_to_what_can_run_the_model() {
     assert_eq!(loaded.get::<&str>("reason"), Ok(reason.as_str()));
     use ProgressType::{Complete, Continue, Start};
     assert_eq!(place.kinds("loading"), [Start, Continue, Complete]);
+
+    // It stays there until NULL, where all is tried again.
+    place.src.set_active(false).unwrap();
+    place.element.set_state(gst::State::Ready).unwrap();
+    let warnings = |state| {
+        place.messages.lock().clear();
+        place.element.set_state(state).unwrap();
+        place.play(&rgb());
+        place.push_frames(0..1);
+        let stats = place.element.property::<gst::Structure>("stats");
+        assert_eq!(stats.get::<&str>("device"), Ok("CPU"));
+        assert_eq!(stats.get::<u64>("vram"), Ok(0));
+        assert_eq!(stats.get::<String>("backend-reason").as_ref(), Ok(&reason));
+        place.texts(gst::MessageType::Warning).len()
+    };
+    assert_eq!(warnings(gst::State::Ready), 0);
+    assert_eq!(warnings(gst::State::Null), 1);
 }
 
 #[test]

@@ -539,6 +539,57 @@ fn text_from_a_source_of_bytes_is_in_force_at_once() {
     assert!(rig.errors().is_empty());
 }
 
+/// Such a source sends its segment with the first text only; until then it tells by what it can seek in.
+#[test]
+fn nobody_waits_for_what_will_be_typed() {
+    let rig = playing(&[("prompt", OIL)]);
+    let src = gst::Pad::builder(gst::PadDirection::Src)
+        .query_function(|pad, parent, query| match query.view_mut() {
+            gst::QueryViewMut::Seeking(seeking) => seeking.format() == gst::Format::Bytes,
+            _ => gst::Pad::query_default(pad, parent, query),
+        })
+        .build();
+    let sink = rig.element.request_pad_simple("prompt").unwrap();
+    src.link(&sink).unwrap();
+    src.set_active(true).unwrap();
+    done(&pushing(&rig, 0..3)).unwrap();
+    assert_eq!(prompts(&rig), "painting painting painting");
+}
+
+/// An offset of a pad puts cues earlier, some before anything.
+#[test]
+fn cues_from_before_the_first_frame_are_for_it() {
+    let rig = playing(&[("prompt", OIL)]);
+    let show = Show::on(&rig);
+    show.src.set_offset(-(time(3).nseconds() as i64));
+    show.segment();
+    show.cue(1, OIL).unwrap();
+    show.cue(2, NEON).unwrap();
+    let result = pushing(&rig, 0..3);
+    assert!(waits(&result));
+    show.cue(4, SEA).unwrap();
+    assert!(waits(&result));
+    show.end();
+    done(&result).unwrap();
+    assert_eq!(prompts(&rig), "cat sea sea");
+}
+
+/// A video that has nothing to show for a while holds up no text.
+#[test]
+fn cues_go_by_in_gaps_of_the_video() {
+    let rig = playing(&[("prompt", OIL)]);
+    let show = Show::on(&rig);
+    let result = bringing(&show, 0..40);
+    assert!(waits(&result));
+    for k in (0..80).step_by(10) {
+        assert!(rig.event(gst::event::Gap::new(time(k), time(10))));
+    }
+    done(&result).unwrap();
+    show.end();
+    done(&pushing(&rig, 80..81)).unwrap();
+    assert_eq!(prompts(&rig), "sea");
+}
+
 /// Cues whose frames are not restyled come and go like those of others, so that text that is far ahead does not wait for
 /// ever, and a demuxer behind it with it.
 #[test]

@@ -132,6 +132,7 @@ mod tests {
     use super::*;
     use crate::element::StreamDiffusion;
     use crate::element::messages::ElementObserver;
+    use crate::element::preload::Order;
     use crate::engine::Calls;
     use crate::engine::tensorrt::builder::{self, Job, Source};
     use crate::error::Error;
@@ -184,7 +185,8 @@ mod tests {
         let element = gst::glib::Object::new::<StreamDiffusion>();
         let bus = gst::Bus::new();
         element.set_bus(Some(&bus));
-        let observer = ElementObserver::new(&element, String::new(), String::new(), String::new());
+        let observer =
+            ElementObserver::new(&element, Order::default(), String::new(), String::new());
         let continues = BuildProgress::Continues("unet".into(), 43);
         let failed = BuildProgress::Failed(Error::engine("unet", "no"));
         for (progress, kind, part) in [

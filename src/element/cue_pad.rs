@@ -74,15 +74,14 @@ impl StreamDiffusion {
         buffer: &gst::BufferRef,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let (time, early) = match (segment(pad), buffer.pts()) {
-            (Some(segment), Some(start)) => (
-                cue_time(&segment, start, buffer.duration()),
-                segment.rate() >= 0.0 && segment.start().is_some_and(|first| start < first),
-            ),
-            _ => (Some(None), false),
-        };
-        let Some(time) = time else {
-            gst::debug!(CAT, obj = pad, "No cue: {buffer:?} is not in the segment");
-            return Ok(gst::FlowSuccess::Ok);
+            (Some(segment), Some(start)) => {
+                let Some((time, early)) = cue_time(&segment, start, buffer.duration()) else {
+                    gst::debug!(CAT, obj = pad, "No cue: {buffer:?} is not in the segment");
+                    return Ok(gst::FlowSuccess::Ok);
+                };
+                (Some(time), early)
+            }
+            _ => (None, false),
         };
         let cue = match text(buffer) {
             Ok(text) => Arc::new(Cue { time, text }),
@@ -127,11 +126,7 @@ impl StreamDiffusion {
             EventView::Segment(segment) => {
                 let segment = segment.segment();
                 match segment.downcast_ref::<gst::ClockTime>() {
-                    Some(segment) => {
-                        if let Some(begin) = begin(segment) {
-                            self.cues.reach(begin);
-                        }
-                    }
+                    Some(segment) => self.cues.reach(begin(segment).unwrap_or_default()),
                     // Bytes, say: of somebody who types.
                     None => self.cues.begin_untimed(),
                 }
@@ -166,10 +161,26 @@ impl StreamDiffusion {
         self.cues.shown(time, set);
     }
 
+    /// Has the cues go by that are due in a gap of the video.
+    pub(super) fn pass_gap(&self, gap: &gst::event::Gap) {
+        let (start, duration) = gap.get();
+        let segment = self.obj().segment();
+        let end = segment
+            .downcast_ref::<gst::ClockTime>()
+            .and_then(|segment| gap_end(segment, start, duration));
+        if let Some(end) = end {
+            let set = self.settings.lock().prompt_set;
+            self.cues.shown(Some(end), set);
+        }
+    }
+
     /// The time of a frame and the prompt for it, once all cues are known that may be for it.
     pub(super) fn moment(&self, input: &gst::BufferRef) -> Result<Moment, Unanswered> {
         let time = self.frame_time(input);
         let set = self.settings.lock().prompt_set;
+        if self.cues.must_wait(time) && self.has_untimed_source() {
+            self.cues.begin_untimed();
+        }
         if self.cues.must_wait(time) && !self.is_live() {
             gst::log!(CAT, imp = self, "The frame at {time:?} waits for cues");
             self.cues.wait_for(time, set, &self.interrupt)?;
@@ -184,6 +195,18 @@ impl StreamDiffusion {
             cue: self.cues.shown(time, set),
             exact: !live,
         })
+    }
+
+    /// Whether what comes by the pad for prompts will be in bytes, as from somebody who types: their source sends a segment
+    /// with the first of them only.
+    fn has_untimed_source(&self) -> bool {
+        let Some(pad) = self.obj().static_pad(NAME) else {
+            return false;
+        };
+        let answers = |format: gst::Format| pad.peer_query(&mut gst::query::Seeking::new(format));
+        pad.sticky_event::<gst::event::Segment>(0).is_none()
+            && !answers(gst::Format::Time)
+            && answers(gst::Format::Bytes)
     }
 
     /// Whether video or cues come in real time, so that neither may hold up the other.
@@ -239,23 +262,25 @@ fn gap_end(
     })
 }
 
-/// The running time from which on a cue is in force, `Some(None)` for at once; `None` if no frame of the segment can be for
-/// it. As it holds until the next one, it counts from the segment's beginning on if it is from before. Backwards it is met
-/// at its end.
+/// The running time from which on a cue is in force, and whether it is from before the first frame that it can be for: as it
+/// holds until the next one, it counts from the segment's beginning on then, or from 0, which an offset of the pad may put
+/// later. `None` if no frame of the segment can be for it. Backwards it is met at its end.
 fn cue_time(
     segment: &gst::FormattedSegment<gst::ClockTime>,
     start: gst::ClockTime,
     duration: Option<gst::ClockTime>,
-) -> Option<Option<gst::ClockTime>> {
+) -> Option<(gst::ClockTime, bool)> {
     let (first, stop) = (segment.start().unwrap_or_default(), segment.stop());
     let end = start.saturating_add(duration.unwrap_or_default());
-    if segment.rate() >= 0.0 {
-        let inside = stop.is_none_or(|stop| start < stop);
-        inside.then(|| segment.to_running_time(start.max(first)))
-    } else {
-        let inside = end >= first;
-        inside.then(|| segment.to_running_time(stop.map_or(end, |stop| end.min(stop))))
-    }
+    let (inside, at, early) = match segment.rate() >= 0.0 {
+        true => {
+            let inside = stop.is_none_or(|stop| start < stop);
+            (inside, start.max(first), start < first)
+        }
+        false => (end >= first, stop.map_or(end, |stop| end.min(stop)), false),
+    };
+    let time = segment.to_running_time(at);
+    inside.then(|| (time.unwrap_or_default(), early || time.is_none()))
 }
 
 /// The prompt in a buffer, on one line and without control characters, which no message could quote; an error for people.

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::cues::Cues;
 use super::latency::Latency;
 use super::lateness::{Lateness, Upstream};
-use super::preload::Preload;
+use super::preload::{Preload, Settled};
 use super::runtime::LoadedModel;
 use super::settings::Settings;
 use super::state::State;
@@ -47,6 +47,8 @@ pub struct StreamDiffusion {
     pub(super) state: Mutex<State>,
     /// The worker's thread while the element is started.
     pub(super) worker: Mutex<Option<Worker>>,
+    /// Where a model went that could not be loaded where it was to be, until NULL.
+    pub(super) settled: Mutex<Option<Settled>>,
     /// The worker that loads a model before the element starts.
     pub(super) preload: Mutex<Option<Preload>>,
     /// Whether the next frame is to begin anew.
@@ -115,6 +117,8 @@ impl ObjectImpl for StreamDiffusion {
         if pspec.name() == "stats" {
             // The driver is asked without a lock.
             let venue = self.venue.lock().clone();
+            // The model may have gone on to the CPU.
+            let venue = venue.filter(|venue| self.stats.lock().device() == venue.name());
             let now = Now {
                 latency: self.latency.lock().own(),
                 vram: venue.map_or(0, |venue| venue.memory_in_use()),
@@ -203,6 +207,8 @@ impl ElementImpl for StreamDiffusion {
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::ReadyToNull {
             self.forget_preload();
+            let settled = self.settled.lock().take();
+            drop(settled);
             *self.kept.lock() = None;
             *self.venue.lock() = None;
             #[cfg(feature = "cuda")]
@@ -423,6 +429,7 @@ impl BaseTransformImpl for StreamDiffusion {
                         self.cues.set_video_ended(false);
                     }
                     EventView::Eos(_) => self.cues.set_video_ended(true),
+                    EventView::Gap(gap) => self.pass_gap(gap),
                     _ => {}
                 }
             }

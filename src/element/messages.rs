@@ -12,10 +12,13 @@ use std::sync::Arc;
 
 use gst::glib;
 use gst::prelude::*;
+use gst::subclass::prelude::*;
 use parking_lot::Mutex;
 
+use super::preload::Order;
 use super::settings::Prompts;
 use super::skipping::Change;
+use super::venue::Venue;
 use super::worker::{Loading, Observer, Stamp, Teller};
 use super::{CAT, StreamDiffusion, errors, story};
 use crate::error::Error;
@@ -23,18 +26,18 @@ use crate::error::Error;
 /// Posts what the worker tells, as long as the element exists.
 pub struct ElementObserver {
     element: glib::WeakRef<StreamDiffusion>,
-    /// The model folder as asked for.
-    model: String,
+    /// What was asked for.
+    order: Order,
     /// Where it runs, and why.
     place: Mutex<(String, String)>,
 }
 
 impl ElementObserver {
-    /// For an element that loads the model in the folder `model` and runs it on `device`, chosen for `reason`.
-    pub fn new(element: &StreamDiffusion, model: String, device: String, reason: String) -> Self {
+    /// For an element that loads the model of `order` and runs it on `device`, chosen for `reason`.
+    pub fn new(element: &StreamDiffusion, order: Order, device: String, reason: String) -> Self {
         Self {
             element: element.downgrade(),
-            model,
+            order,
             place: Mutex::new((device, reason)),
         }
     }
@@ -80,7 +83,10 @@ impl Observer for ElementObserver {
         use gst::ProgressType::{Canceled, Complete, Continue, Error, Start};
         let progress = |kind, text: &str| self.progress(kind, "loading", text);
         match loading {
-            Loading::Started => progress(Start, &format!("loading model {}", self.model)),
+            Loading::Started => {
+                let model = self.order.model().display();
+                progress(Start, &format!("loading model {model}"));
+            }
             Loading::Component(component) => progress(Continue, &format!("loading {component}")),
             Loading::Complete(loaded, took) => {
                 let (device, reason) = self.place.lock().clone();
@@ -100,10 +106,12 @@ impl Observer for ElementObserver {
         }
     }
 
-    fn moved(&self, backend: &str, device: &str, reason: &str) {
-        *self.place.lock() = (device.to_owned(), reason.to_owned());
-        let reason = errors::c_text(reason);
+    fn moved(&self, venue: &Venue, reason: &str) {
+        let (backend, device) = (venue.backend(), venue.name());
+        *self.place.lock() = (device.clone(), reason.to_owned());
         if let Some(element) = self.element.upgrade() {
+            element.imp().stay(&self.order, venue, reason);
+            let reason = errors::c_text(reason);
             gst::element_warning!(
                 element,
                 gst::LibraryError::Init,

@@ -1,6 +1,6 @@
 //! Loading a model before the element starts: what the action signal `load` does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -15,8 +15,8 @@ use super::{Backend, BuildEngines, CAT, errors, model_path};
 use crate::model::ModelFolder;
 
 /// What decides which model is loaded, and where.
-#[derive(Debug, Clone, PartialEq)]
-struct Order {
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Order {
     model: PathBuf,
     backend: Backend,
     device_id: i32,
@@ -42,11 +42,23 @@ impl Order {
         })
     }
 
+    /// The model's folder as it was asked for.
+    pub fn model(&self) -> &Path {
+        &self.model
+    }
+
     /// The model's folder. Looked into before anything is begun, so that the change of state itself fails where it is no
     /// model: an error that comes while it is going on is missed by some who wait for it, as by gst-launch-1.0.
     fn folder(&self) -> Result<ModelFolder, gst::ErrorMessage> {
         ModelFolder::open(&self.model).map_err(|error| errors::message(&error))
     }
+}
+
+/// Where a model went that could not be loaded where that was tried first, and why.
+pub(super) struct Settled {
+    order: Order,
+    venue: Venue,
+    reason: String,
 }
 
 /// A worker that loads, or has loaded, a model for an element that has not started yet.
@@ -113,7 +125,7 @@ impl StreamDiffusion {
     /// The worker that has the model that `settings` ask for: the one that loads it already, else a new one.
     pub(super) fn loading_worker(&self, settings: &Settings) -> Result<Worker, gst::ErrorMessage> {
         let order = Order::of(settings)?;
-        (settings.check(&order.folder()?)).map_err(|error| errors::message(&error))?;
+        self.check(settings, &order)?;
         let preload = self.preload.lock().take();
         if let Some(preload) = preload
             && preload.order == order
@@ -126,14 +138,37 @@ impl StreamDiffusion {
         self.begin_loading(&order).map(|(worker, _)| worker)
     }
 
+    /// Whether the model of `order` can be begun with these settings, as far as its folder tells.
+    fn check(&self, settings: &Settings, order: &Order) -> Result<(), gst::ErrorMessage> {
+        // Kept from before, so that READY and back is quick.
+        let kept = self.kept.lock().clone();
+        let kept = kept.filter(|loaded| loaded.folder().path() == order.model());
+        let opened;
+        let folder = match &kept {
+            Some(loaded) => loaded.folder(),
+            None => {
+                opened = order.folder()?;
+                &opened
+            }
+        };
+        // Nothing is made of them yet, or a controller sets others before the first frame.
+        if settings.bypass || self.obj().has_active_control_bindings() {
+            return Ok(());
+        }
+        (settings.check(folder)).map_err(|error| errors::message(&error))
+    }
+
     /// Decides where to run the model, and starts a worker that loads it.
     fn begin_loading(&self, order: &Order) -> Result<(Worker, Venue), gst::ErrorMessage> {
-        let model = order.model.display().to_string();
+        let model = order.model.display();
         gst::info!(CAT, imp = self, "Loading model {model}");
-        let (venue, reason) = self.decide().map_err(|error| errors::message(&error))?;
+        let (venue, reason) = match self.settled(order) {
+            Some(settled) => settled,
+            None => self.decide().map_err(|error| errors::message(&error))?,
+        };
         let device = venue.name();
         *self.stats.lock() = Stats::started(device.clone(), reason.clone());
-        let observer = ElementObserver::new(&self.obj(), model, device, reason);
+        let observer = ElementObserver::new(&self.obj(), order.clone(), device, reason);
         let worker = Worker::new(
             order.model.clone(),
             venue.clone(),
@@ -143,6 +178,26 @@ impl StreamDiffusion {
         )
         .map_err(|err| gst::error_msg!(gst::LibraryError::Init, ("no worker thread: {err}")))?;
         Ok((worker, venue))
+    }
+
+    /// Has the model of `order` loaded in `venue` again until NULL: what was tried before that would fail once more, perhaps
+    /// after minutes.
+    pub(super) fn stay(&self, order: &Order, venue: &Venue, reason: &str) {
+        let settled = Settled {
+            order: order.clone(),
+            venue: venue.clone(),
+            reason: reason.to_owned(),
+        };
+        let other = self.settled.lock().replace(settled);
+        drop(other);
+    }
+
+    /// Where the model of `order` went, and why, if that was not where it was to be at first.
+    fn settled(&self, order: &Order) -> Option<(Venue, String)> {
+        let settled = self.settled.lock();
+        let Settled { venue, reason, .. } = settled.as_ref().filter(|s| s.order == *order)?;
+        *self.venue.lock() = Some(venue.clone());
+        Some((venue.clone(), reason.clone()))
     }
 
     /// Whether the element is in READY, and stays there.

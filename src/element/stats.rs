@@ -85,6 +85,11 @@ impl Stats {
         (self.device, self.backend_reason) = (device, reason);
     }
 
+    /// What the model runs on, for people.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
     /// Notes what was loaded, and how long that took.
     pub fn loaded(&mut self, loaded: &LoadedModel, took: Duration) {
         self.loading = took;

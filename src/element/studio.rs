@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::Mode;
 use super::cues::Cue;
 use super::encoding::Encoded;
 use super::prompts::PromptEncoder;
@@ -210,10 +211,15 @@ impl<R: Runtime> Studio<R> {
     /// Tells what is worth telling of the frames that came in last.
     fn look(&mut self, running: &Running<R>, observer: &impl Observer) {
         let similarity = running.stream.similarity();
-        let filter = (self.in_force.as_ref()).and_then(|settings| settings.similarity());
+        let settings = self.in_force.as_ref();
+        let filter = settings.and_then(|settings| settings.similarity());
         let alike = match (similarity, filter) {
-            (Some(similarity), Some(filter)) => filter.skip_probability(similarity.into()) > 0.0,
-            _ => false,
+            (Some(similarity), Some(filter)) => {
+                Some(filter.skip_probability(similarity.into()) > 0.0)
+            }
+            // As amid a change of prompts, which says nothing of the pictures.
+            (None, Some(_)) if settings.is_some_and(|s| s.mode == Mode::ImageToImage) => None,
+            _ => Some(false),
         };
         let counters = running.stream.counters();
         self.watch.look(counters, similarity, alike, observer);

@@ -88,12 +88,13 @@ impl Watch {
     }
 
     /// The stream has counted so many frames by now. Of the group that came in last: how alike it was to the one that had
-    /// entered before, if they were compared, and whether it could have been skipped for that.
+    /// entered before, if they were compared, and whether it could have been skipped for that; `None` if that is not known,
+    /// as they were not compared though the filter is on.
     pub fn look(
         &mut self,
         counters: Counters,
         similarity: Option<f32>,
-        alike: bool,
+        alike: Option<bool>,
         observer: &impl Observer,
     ) {
         let before = std::mem::replace(&mut self.counted, counters);
@@ -108,7 +109,7 @@ impl Watch {
             self.entered(first, observer);
         }
         let change = match processed {
-            true => self.skipping.processed(similarity, alike),
+            true => alike.and_then(|alike| self.skipping.processed(similarity, alike)),
             // Those that were not compared fill a gap.
             false => similarity.and_then(|s| self.skipping.skipped(skipped, s)),
         };

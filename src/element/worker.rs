@@ -2,6 +2,7 @@
 //!
 //! The streaming thread asks it for one thing at a time and waits; a flush or a stop ends the wait at once.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -258,8 +259,8 @@ pub trait Observer: Send + Sync + 'static {
     fn skipping(&self, change: Change, with: Stamp);
     /// Who takes in what happens to frames, if anybody wants to hear of it now.
     fn teller(&self) -> Option<Teller>;
-    /// The model could not be loaded where that was tried first; now `backend` tries it on `device`, for `reason`.
-    fn moved(&self, backend: &str, device: &str, reason: &str);
+    /// The model could not be loaded where that was tried first; it is tried in `venue` now, for `reason`.
+    fn moved(&self, venue: &Venue, reason: &str);
     /// The model could not be loaded, or the worker broke down: it does nothing more.
     fn failed(&self, error: &Error);
     /// A live change could not be taken over; the old values stay in force.
@@ -269,6 +270,12 @@ pub trait Observer: Send + Sync + 'static {
     /// Engines are being built while the model loads. Called on any thread.
     #[cfg(all(feature = "cuda", feature = "tensorrt"))]
     fn building(&self, progress: &BuildProgress);
+}
+
+thread_local! {
+    /// The worker for which this thread tells how far a build is, by the address of what cancels it. The thread may be one of
+    /// TensorRT's, which the worker's own waits for.
+    static TELLS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// A handle to the worker's thread, which ends when this is dropped.
@@ -329,7 +336,7 @@ impl Worker {
                         break;
                     };
                     stats.lock().moved(next.name(), reason.clone());
-                    observer.moved(next.backend(), &next.name(), &reason);
+                    observer.moved(&next, &reason);
                     venue = next;
                 }
                 // Jobs that nobody got to are dropped, and so answered, only now: the reason has been told.
@@ -362,8 +369,10 @@ impl Drop for Worker {
         self.jobs = None;
         self.fate.canceled.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
-            // What it tells may have the element stopped, on this very thread, which then ends by itself.
-            if thread.thread().id() != std::thread::current().id() {
+            // What it tells may have the element stopped, on this very thread or on one that it waits for; then it ends by
+            // itself.
+            let tells = TELLS.get() == Arc::as_ptr(&self.fate.canceled) as usize;
+            if !tells && thread.thread().id() != std::thread::current().id() {
                 // Panics in there have been turned into errors.
                 let _ = thread.join();
             }
@@ -474,7 +483,15 @@ impl<O: Observer> Work<'_, O> {
             }
             #[cfg(all(feature = "cuda", feature = "tensorrt"))]
             Venue::TensorRt(gpu, request) => self.run(|tell, waits| {
-                let building = building::building(self.observer, self.fate.canceled.clone());
+                let canceled = self.fate.canceled.clone();
+                let worker = Arc::as_ptr(&canceled) as usize;
+                let mut building = building::building(self.observer, canceled);
+                let post = building.tell;
+                building.tell = Arc::new(move |progress| {
+                    let before = TELLS.replace(worker);
+                    post(progress);
+                    TELLS.set(before);
+                });
                 CudaRuntime::load_engines(model, gpu.clone(), request, building, tell, waits)
             }),
         }
@@ -492,9 +509,14 @@ impl<O: Observer> Work<'_, O> {
         let tell = |component| {
             waits()?;
             self.observer.loading(Loading::Component(component));
-            Ok(())
+            // Who was told may have stopped it.
+            waits()
         };
         match guarded(|| Studio::new(load(&tell, &waits)?)) {
+            Ok(_) if canceled() => {
+                self.observer.loading(Loading::Canceled);
+                Ok(())
+            }
             Ok(mut studio) => {
                 let (loaded, took) = (studio.loaded(), self.begin.elapsed());
                 self.stats.lock().loaded(&loaded, took);
@@ -516,4 +538,35 @@ impl<O: Observer> Work<'_, O> {
 pub(super) fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Error::engine("worker", "panicked; this is a bug")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// As by a bus handler on a thread that the worker's own waits for.
+    #[test]
+    fn a_worker_that_is_told_of_is_not_waited_for() {
+        let (go_on, wait) = mpsc::channel::<()>();
+        let worker = Worker {
+            jobs: None,
+            thread: Some(std::thread::spawn(move || {
+                let _ = wait.recv();
+            })),
+            fate: Arc::default(),
+        };
+        let fate = worker.fate.clone();
+        let (here, dropped) = mpsc::channel();
+        std::thread::spawn(move || {
+            TELLS.set(Arc::as_ptr(&worker.fate.canceled) as usize);
+            drop(worker);
+            let _ = here.send(());
+        });
+        let dropped = dropped.recv_timeout(Duration::from_secs(60));
+        drop(go_on);
+        assert_eq!(dropped, Ok(()));
+        assert!(fate.canceled.load(Ordering::SeqCst));
+    }
 }

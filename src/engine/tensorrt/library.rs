@@ -142,7 +142,7 @@ pub fn library_at(path: &Path) -> Result<&'static Library> {
         };
     }
     let library = file_of(path).and_then(|file| examine(&file));
-    load(library.map_err(failed)?, &mut open)
+    load(library.map_err(&failed)?, &mut open).map_err(|error| failed(error.to_string()))
 }
 
 fn load(library: Library, open: &mut Option<&'static Library>) -> Result<&'static Library> {

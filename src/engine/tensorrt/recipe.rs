@@ -501,9 +501,13 @@ fn other(
         port.fixed(port.rank().saturating_sub(1))
             .or(known)
             .ok_or_else(|| {
-                Error::invalid(
-                    &file.path,
-                    format!("does not tell how wide its input {port} is"),
+                // Of TensorRT, not of the model: others take the width from what they are given.
+                Error::engine(
+                    "TensorRT",
+                    format!(
+                        "{} does not tell how wide its input {port} is",
+                        file.path.display()
+                    ),
                 )
             })
     };
