@@ -191,7 +191,7 @@ class Run:
 
     def export(self):
         """From random weights to a model folder."""
-        o, a = self.options, self.architecture
+        a = self.architecture
         if "export" not in self.notes:
             self.step("random weights", self.made_by("random_model", self.source) + ["--dtype", "f16"])
         printed = self.step("export", [sys.executable, ROOT / "tools" / "export_model.py", self.source, self.model, "--dtype", a.dtype, "--name", f"{self.name}, random weights", "--offline"])
