@@ -71,9 +71,6 @@ def export(spec, dtype, opset, folder):
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     folder.mkdir(parents=True, exist_ok=True)
     onnx_ir.save(model, folder / "model.onnx", external_data=DATA if size > EXTERNAL_FROM else None)
-    # onnxscript's rewrite rules hold on to the graph that they saw last: without its weights, which may be gigabytes.
-    for value in model.graph.initializers.values():
-        value.const_value = None
 
 
 def name_sides(model, spec):
