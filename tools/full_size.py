@@ -6,6 +6,10 @@ with `streamdiffusion inspect`, measured with `streamdiffusion bench` and run ov
 then its U-Net in two parts is compared with the whole one (tests/full_size.rs). What each step took is printed as a
 table in the end. Weights of published models are not needed: their time and memory do not depend on the values.
 
+With --engines, TensorRT engines are built instead: of each architecture's U-Net, in f16 and with random weights, as tools/export/random_graphs.py
+writes it without comparing it with torch, and again time and memory are printed. No GPU is needed, only the program
+with the feature `tensorrt`, and TensorRT for RTX (TENSORRT_LIBRARY_PATH).
+
 Needs the packages of tools/requirements-export.txt in the Python that runs it, ONNX Runtime (ORT_DYLIB_PATH), cargo, and
 the program (cargo build --release). A failure in one architecture leaves the others alone; with --keep, what was made
 stays, and the next run goes on after the last step that went well.
@@ -30,18 +34,20 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One model: `kind` of tools/export/random_model.py, type of the exported graphs, and what it needs in GB (10⁹ bytes)."""
+    """One model: `kind` of tools/export/random_model.py, type of the exported graphs, and what it needs in GB (10⁹ bytes), to make frames and to build an engine."""
 
     kind: str
     dtype: str
     disk: float
     memory: float
+    engine_disk: float
+    engine_memory: float
 
 
 ARCHITECTURES = {
-    "sd-turbo": Architecture("sd-turbo", "f32", disk=9, memory=9),
-    "sd15": Architecture("sd15", "f32", disk=8, memory=9),
-    "sdxl-turbo": Architecture("sdxl-turbo", "f16", disk=16, memory=19),
+    "sd-turbo": Architecture("sd-turbo", "f32", disk=9, memory=9, engine_disk=5, engine_memory=7),
+    "sd15": Architecture("sd15", "f32", disk=8, memory=9, engine_disk=5, engine_memory=7),
+    "sdxl-turbo": Architecture("sdxl-turbo", "f16", disk=16, memory=19, engine_disk=13, engine_memory=19),
 }
 
 
@@ -105,7 +111,7 @@ class Run:
     def __init__(self, name, options):
         self.name, self.options = name, options
         self.architecture = ARCHITECTURES[name]
-        self.folder = options.work / name
+        self.folder = options.work / (f"{name}-engine" if options.engines else name)
         self.source, self.model, self.picture = (self.folder / n for n in ("source", "model", "out.png"))
         self.given = options.models is not None and (options.models / name / "model_index.json").exists()
         if self.given:
@@ -114,10 +120,10 @@ class Run:
         self.file = self.folder / "notes.json"
         self.notes, self.last = {}, None
         # What is left of a run with other settings, or without --keep, is none of ours.
-        self.settings = {"architecture": dataclasses.asdict(self.architecture), "size": options.size, "tiny": options.tiny, "model": str(self.model)}
+        self.settings = {"architecture": dataclasses.asdict(self.architecture), "size": options.size, "tiny": options.tiny, "engines": options.engines, "model": str(self.model)}
         if self.file.exists():
             notes = json.loads(self.file.read_text())
-            there = self.model if "export" in notes else self.source
+            there = self.source if not (options.engines or "export" in notes) else self.model
             if options.keep and notes.get("settings") == self.settings and there.is_dir():
                 self.notes = notes
         if not self.notes:
@@ -166,24 +172,28 @@ class Run:
         self.notes.pop(self.last, None)
         self.file.write_text(json.dumps(self.notes, indent=2) + "\n")
 
-    def check_room(self):
-        """An error before anything is begun where disk or memory are too small for the steps that are left."""
+    def check_room(self, disk, needed):
+        """An error before anything is begun where disk or memory, in GB, are too small for the steps that are left."""
         if self.options.tiny or self.options.no_checks:
             return
         free = shutil.disk_usage(self.folder).free
-        left = 0 if self.given else self.architecture.disk * 1e9 - size_of(self.folder)
+        left = 0 if self.given else disk * 1e9 - size_of(self.folder)
         if free < left:
             raise Failed(f"{gigabytes(left)} of disk are needed in {self.folder}, {gigabytes(free)} are free")
         memory = available_memory()
-        if memory is not None and memory < self.architecture.memory * 1e9:
-            raise Failed(f"{self.architecture.memory:.1f} GB of memory are needed, {gigabytes(memory)} are available (--no-checks tries all the same)")
+        if memory is not None and memory < needed * 1e9:
+            raise Failed(f"{needed:.1f} GB of memory are needed, {gigabytes(memory)} are available (--no-checks tries all the same)")
+
+    def made_by(self, module, folder):
+        """The command that has a module of tools/export write a folder."""
+        code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); from export.{module} import main; sys.exit(main())"
+        return [sys.executable, "-c", code, self.architecture.kind, folder, *(["--tiny"] if self.options.tiny else [])]
 
     def export(self):
         """From random weights to a model folder."""
-        o, a = self.options, self.architecture
+        a = self.architecture
         if "export" not in self.notes:
-            weights = ["--tiny"] if o.tiny else []
-            self.step("random weights", [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); from export.random_model import main; sys.exit(main())", a.kind, self.source, "--dtype", "f16", *weights])
+            self.step("random weights", self.made_by("random_model", self.source) + ["--dtype", "f16"])
         printed = self.step("export", [sys.executable, ROOT / "tools" / "export_model.py", self.source, self.model, "--dtype", a.dtype, "--name", f"{self.name}, random weights", "--offline"])
         if "disk" not in self.notes["export"]:
             errors = [line.strip() for line in printed.replace("\r", "\n").split("\n") if "differs from torch by" in line]
@@ -191,20 +201,37 @@ class Run:
         # The weights are in the graphs now.
         shutil.rmtree(self.source, ignore_errors=True)
 
+    def inspect(self):
+        """Looks into the model folder."""
+        found = document(self.step("inspect", [self.options.program, "inspect", self.model, "--json"]))
+        if found["errors"] or not found["usable"]:
+            raise Failed(f"inspect: {found['errors']}")
+        self.note("inspect", parameters={c["name"]: c["parameters"] for c in found["components"]})
+
+    def engine(self):
+        """All steps to an engine of the U-Net."""
+        o = self.options
+        self.check_room(self.architecture.engine_disk, self.architecture.engine_memory)
+        if not self.given:
+            self.step("graphs", self.made_by("random_graphs", self.model))
+        self.inspect()
+        engines = self.folder / "engines"
+        self.step("engine", [o.program, "build", self.model, "--components", "unet", "--size", f"{o.size}x{o.size}", "--out", engines])
+        if "size" not in self.notes["engine"]:
+            found = list(engines.rglob("*.engine"))
+            if len(found) != 1:
+                raise Failed(f"engine: {engines} has {len(found)} engines, expected 1")
+            self.note("engine", size=found[0].stat().st_size)
+
     def all(self):
-        """All steps."""
-        self.check_room()
+        """All steps to a frame."""
+        self.check_room(self.architecture.disk, self.architecture.memory)
         o = self.options
         if self.given:
             self.note("export", disk=size_of(self.model))
         else:
             self.export()
-        printed = self.step("inspect", [o.program, "inspect", self.model, "--json"])
-        found = document(printed)
-        if found["errors"] or not found["usable"]:
-            raise Failed(f"inspect: {found['errors']}")
-        self.note("inspect", parameters={c["name"]: c["parameters"] for c in found["components"]})
-
+        self.inspect()
         side = f"{o.size}x{o.size}"
         printed = self.step("bench", [o.program, "bench", self.model, "--size", side, "--warmup", "1", "--frames", str(o.frames), "--set", "steps=1", "--json"])
         result = document(printed)["results"][0]
@@ -277,10 +304,22 @@ ROWS = {
 }
 
 
-def table(runs, side):
+ENGINE_ROWS = {
+    "U-Net's weights": lambda n: f"{n['inspect']['parameters']['unet'] / 1e6:,.0f} M",
+    "graphs, time": lambda n: f"{n['graphs']['seconds']:.0f} s",
+    "graphs, memory": lambda n: gigabytes(n["graphs"]["memory"]),
+    "engine, time": lambda n: f"{n['engine']['seconds']:.0f} s",
+    "engine, processor time": lambda n: f"{n['engine']['processor']:.0f} s",
+    "engine, memory": lambda n: gigabytes(n["engine"]["memory"]),
+    "engine, size": lambda n: gigabytes(n["engine"]["size"]),
+}
+
+
+def table(runs, options):
     """What was measured, as Markdown; a dash for steps that were not reached."""
-    lines = [f"At {side}x{side}:", "", "| | " + " | ".join(f"{r.name}, {r.architecture.dtype}" for r in runs) + " |", "|---" * (len(runs) + 1) + "|"]
-    for name, read in ROWS.items():
+    heads = [r.name if r.given else f"{r.name}, {'f16' if options.engines else r.architecture.dtype}" for r in runs]
+    lines = [f"At {options.size}x{options.size}:", "", f"| | {' | '.join(heads)} |", "|---" * (len(runs) + 1) + "|"]
+    for name, read in (ENGINE_ROWS if options.engines else ROWS).items():
         cells = []
         for run in runs:
             try:
@@ -294,6 +333,7 @@ def table(runs, side):
 def parse(argv):
     p = argparse.ArgumentParser(prog="full_size.py", description="Full-size architectures with random weights: exported, loaded, one frame made, measured.", epilog=__doc__.split("\n\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", action="append", choices=ARCHITECTURES, metavar="MODEL", help=f"one of {', '.join(ARCHITECTURES)}; may be given several times (all)")
+    p.add_argument("--engines", action="store_true", help="build TensorRT engines of the U-Nets instead")
     p.add_argument("--work", type=pathlib.Path, default=TARGET / "full-size", metavar="DIR", help="where to work (%(default)s)")
     p.add_argument("--program", type=pathlib.Path, default=TARGET / "release" / "streamdiffusion", metavar="FILE", help="the program (%(default)s)")
     p.add_argument("--size", type=int, default=512, metavar="N", help="width and height of the frame (512)")
@@ -319,20 +359,20 @@ def main(argv=None):
             run = Run(name, options)
             runs.append(run)
             try:
-                run.all()
+                run.engine() if options.engines else run.all()
             except Failed as e:
                 failed.append(name)
                 run.forget()
                 run.say(f"FAILED: {e}")
             if not options.keep:
-                for folder in (run.source, run.folder / "model", run.folder / "model.partial"):
+                for folder in (run.source, run.folder / "model", run.folder / "model.partial", run.folder / "engines"):
                     shutil.rmtree(folder, ignore_errors=True)
                 if name not in failed:
                     shutil.rmtree(run.folder)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"\n{table(runs, options.size)}\n\n{machine()}. Memory is the most that was resident, mapped files included.")
+    print(f"\n{table(runs, options)}\n\n{machine()}. Memory is the most that was resident, mapped files included.")
     print(f"{len(runs) - len(failed)} of {len(runs)} architectures went well" + (f"; FAILED: {', '.join(failed)} ({options.work} has the logs)" if failed else ""))
     return 1 if failed else 0
 

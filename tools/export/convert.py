@@ -197,9 +197,7 @@ class Conversion:
 
     def text_graphs(self, networks, part):
         model = networks.load(part)
-        config = {**model.config.to_dict(), "dtype": "float16" if self.dtype == torch.float16 else "float32"}
-        config.pop("_name_or_path", None)
-        return [graphs.text_encoder(part, model, networks.xl, self.options.clip_skip)], config, self.dtype, model
+        return [graphs.text_encoder(part, model, networks.xl, self.options.clip_skip)], text_config(model, self.dtype), self.dtype, model
 
     def unet_graphs(self, networks, latent):
         model = networks.load("unet")
@@ -258,6 +256,13 @@ class Conversion:
 def within(text, limit):
     """The beginning of a text, of at most so many bytes; what is no text in a file's name becomes question marks."""
     return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
+def text_config(model, dtype):
+    """A text encoder's configuration as JSON, without where it came from; `dtype` is its graph's."""
+    config = {**model.config.to_dict(), "dtype": "float16" if dtype == torch.float16 else "float32"}
+    config.pop("_name_or_path", None)
+    return config
 
 
 def plain_config(model, original=None):

@@ -6,6 +6,7 @@ once, so that SDXL needs 7 GB of memory and not 28. Weights are drawn narrowly e
 
 import argparse
 import copy
+import json
 import pathlib
 import sys
 
@@ -25,6 +26,8 @@ KINDS = {
     "sdxl": ("sdxl", "full", {}),
     "sdxl-turbo": ("sdxl", "tiny", {}),
 }
+PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+"""In the order in which their weights are drawn."""
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "projection_dim": 32}
 
 
@@ -112,26 +115,33 @@ def configurations(kind, small, prediction=None):
 
 def write(kind, folder, small=False, dtype=torch.float32, seed=0, prediction=None):
     """Writes the diffusers folder, one network in memory at a time."""
-    import json
-
     folder = pathlib.Path(folder)
     configs = configurations(kind, small, prediction)
     index = configs.pop("index")
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
+    for part in PARTS:
         if part in configs:
-            name = index[part][1]
-            cls = getattr(transformers if name.startswith("CLIP") else diffusers, name)
-            config = {k: v for k, v in configs[part].items() if k != "_class_name"}
-            build(cls, config, dtype, generator).save_pretrained(folder / part, safe_serialization=True)
+            draw(part, configs, index, dtype, generator).save_pretrained(folder / part, safe_serialization=True)
+    write_rest(kind, folder, configs, index)
+    return folder
+
+
+def draw(part, configs, index, dtype, generator):
+    """A network of `configurations`, with random weights of `dtype`."""
+    name = index[part][1]
+    cls = getattr(transformers if name.startswith("CLIP") else diffusers, name)
+    return build(cls, {k: v for k, v in configs[part].items() if k != "_class_name"}, dtype, generator)
+
+
+def write_rest(kind, folder, configs, index):
+    """What a folder has beside its networks: tokenizers, the scheduler's configuration, the index."""
     for part in ("tokenizer", "tokenizer_2"):
         if part in index:
             vocabulary.write(folder / part, source.read_json(single_file.CONFIGS / KINDS[kind][0] / part / "tokenizer_config.json"))
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(configs["scheduler"], indent=2) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return folder
 
 
 def main(argv=None):
