@@ -10,6 +10,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use common::{Folder, copy, data, parity};
 use gststreamdiffusion::device::cuda::{Cuda, CudaTensor};
@@ -539,7 +540,7 @@ fn time(cuda: &Cuda, pair: &Pair, rows: usize, side: usize) -> [f64; 2] {
     let draw = upload(cuda, &noise(&[1, channels, size.0, size.1], 2.0, 2));
     let mut times: Vec<f64> = (0..SETTLED + 100)
         .map(|_| {
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             let latents = pair
                 .gpu
                 .encode(&pictures, sampled.then_some(&draw))
@@ -588,6 +589,23 @@ fn a_model_of_yours() {
             after.eager - before.eager
         );
     }
+    // What every frame of a transition from one prompt to another costs beside the frame itself.
+    let mut times: Vec<_> = (0..40)
+        .map(|i| {
+            let (started, text) = (Instant::now(), &texts[i % 2]);
+            let size = (side / 8, side / 8);
+            let made = pair.gpu.precompute(&[499], text, size, None).unwrap();
+            cuda.finish().unwrap();
+            (started.elapsed().as_secs_f64() * 1e3, made[0].bytes())
+        })
+        .collect();
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    println!(
+        "contexts of a text at one timestep, {:.1} MB: {:.2} ms ({:.2} at best)",
+        times[0].1 as f64 / 1e6,
+        times[20].0,
+        times[0].0
+    );
     let (free, total) = cuda.memory().unwrap();
     println!("{} of {} MB in use", (total - free) >> 20, total >> 20);
     // Sums in f16 differ by that, in a model of hundreds of layers.

@@ -51,7 +51,7 @@ impl Cuda {
         let gpu = &self.0.gpu;
         gpu.enter()?;
         let shelf = &self.0.frames.up;
-        let mut staging = shelf.take(gpu, &gpu.upload, bytes.len(), &self.0.submission)?;
+        let mut staging = shelf.take(gpu, &gpu.upload, bytes.len())?;
         let raw = staging.raw.pointer();
         let memory = &mut staging.memory.bytes()[..bytes.len()];
         memory.copy_from_slice(bytes);
@@ -168,7 +168,7 @@ impl Cuda {
         let (gpu, size) = (&self.0.gpu, layout.size());
         gpu.enter()?;
         let shelf = &self.0.frames.down;
-        let mut staging = shelf.take(gpu, &gpu.download, size, &self.0.submission)?;
+        let mut staging = shelf.take(gpu, &gpu.download, size)?;
         let raw = staging.raw.pointer();
         {
             let _submission = self.0.submission.lock();

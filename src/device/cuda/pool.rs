@@ -76,6 +76,17 @@ impl Pool {
         })
     }
 
+    /// The same of memory that nothing has used before: for work on other streams, which need not wait for this one then.
+    pub(super) fn fresh(&self, bytes: usize) -> Result<Buffer> {
+        let size = bytes.max(1).next_multiple_of(GRAIN);
+        let pointer = self.allocate(&mut self.0.state.lock(), size)?;
+        Ok(Buffer {
+            pointer,
+            size,
+            pool: self.0.clone(),
+        })
+    }
+
     fn allocate(&self, state: &mut State, size: usize) -> Result<sys::CUdeviceptr> {
         let context = &self.0.context;
         context

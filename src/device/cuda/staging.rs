@@ -15,7 +15,7 @@ use super::pinned::Pinned;
 use super::pool::Buffer;
 use crate::error::Result;
 
-/// Blocks kept for one way while no frame is in them: as many as frames are commonly on that way at once.
+/// Blocks kept for one way while no frame is in them, at least: as many as one element commonly has on that way at once.
 const KEPT: usize = 4;
 
 /// A frame's memory on both sides.
@@ -30,29 +30,33 @@ pub(super) struct Staging {
     pub(super) used: CudaEvent,
     /// The stream that copies.
     stream: Arc<CudaStream>,
+    /// By which the blocks of its way are counted.
+    _counted: Arc<()>,
     restore: Restore,
 }
 
 impl Staging {
-    /// At least `size` bytes. `lock` keeps others off the compute stream.
-    fn new(gpu: &Gpu, stream: &Arc<CudaStream>, size: usize, lock: &Mutex<()>) -> Result<Self> {
+    /// At least `size` bytes. Nothing has to be waited for, the compute stream least of all, which another element may be
+    /// keeping busy: an event that was never recorded is past.
+    fn new(
+        gpu: &Gpu,
+        stream: &Arc<CudaStream>,
+        size: usize,
+        counted: Arc<()>,
+    ) -> Result<Self> {
         let event = || {
             let event = gpu.context.new_event(None);
             event.map_err(|e| failed("make an event", e))
         };
-        let staging = Self {
+        Ok(Self {
             memory: Pinned::new(gpu, size)?,
-            raw: gpu.pool.take(size)?,
+            raw: gpu.pool.fresh(size)?,
             copied: event()?,
             used: event()?,
             stream: stream.clone(),
+            _counted: counted,
             restore: Restore::default(),
-        };
-        // What the pool's memory was used for before may still be under way there.
-        let _submission = lock.lock();
-        let recorded = staging.used.record(&gpu.stream);
-        recorded.map_err(|e| failed("record an event", e))?;
-        Ok(staging)
+        })
     }
 }
 
@@ -65,25 +69,35 @@ impl Drop for Staging {
     }
 }
 
-/// The blocks of one way that no frame is in, the one that was used last at the back.
+/// The blocks of one way.
 #[derive(Default)]
-pub(super) struct Shelf(Mutex<VecDeque<Staging>>);
+pub(super) struct Shelf(Mutex<Blocks>);
+
+#[derive(Default)]
+struct Blocks {
+    /// Those that no frame is in, the one that was used last at the back.
+    free: VecDeque<Staging>,
+    /// All that there are have a clone of it.
+    counted: Arc<()>,
+    /// How many frames were on this way at once, at most: so many blocks are kept, or every further element would make new
+    /// ones all the time.
+    most: usize,
+}
 
 impl Shelf {
     /// A block of at least `size` bytes whose main memory nothing uses any more. Its other half may be in use yet: `used`
-    /// and `copied` say until when. The GPU's context must be the thread's.
+    /// and `copied` say until when. The GPU's context must be the thread's. It is to be [`put`](Self::put) back.
     pub(super) fn take(
         &self,
         gpu: &Gpu,
         stream: &Arc<CudaStream>,
         size: usize,
-        lock: &Mutex<()>,
     ) -> Result<Staging> {
         let copying = |e: DriverError| failed("copy a frame", e);
-        let kept = {
-            let mut shelf = self.0.lock();
+        let (kept, counted) = {
+            let mut blocks = self.0.lock();
             let mut free = None;
-            for (index, staging) in shelf.iter().enumerate() {
+            for (index, staging) in blocks.free.iter().enumerate() {
                 if staging.memory.size() >= size
                     && staging.copied.try_is_complete().map_err(copying)?
                 {
@@ -91,21 +105,26 @@ impl Shelf {
                     break;
                 }
             }
-            free.and_then(|index| shelf.remove(index))
+            let kept = free.and_then(|index| blocks.free.remove(index));
+            // This one, and those that others have, but not what holds the count itself.
+            let counted = blocks.counted.clone();
+            let out = Arc::strong_count(&counted) - 2 - blocks.free.len();
+            blocks.most = blocks.most.max(out + usize::from(kept.is_none()));
+            (kept, counted)
         };
         match kept {
             Some(staging) => Ok(staging),
-            None => Staging::new(gpu, stream, size, lock),
+            None => Staging::new(gpu, stream, size, counted),
         }
     }
 
     /// Keeps a block for the next frame. Its last copy and use must have been recorded.
     pub(super) fn put(&self, staging: Staging) {
         let oldest = {
-            let mut shelf = self.0.lock();
-            shelf.push_back(staging);
-            match shelf.len() > KEPT {
-                true => shelf.pop_front(),
+            let mut blocks = self.0.lock();
+            blocks.free.push_back(staging);
+            match blocks.free.len() > blocks.most.max(KEPT) {
+                true => blocks.free.pop_front(),
                 false => None,
             }
         };
