@@ -130,6 +130,16 @@ fn difference(found: &[HostTensor], expected: &[HostTensor]) -> f32 {
     worst / largest
 }
 
+/// With fused attentions: the graph in two parts, else in one.
+fn open_fused(folder: &Path, split: bool) -> OnnxModel {
+    let opened = ModelFolder::open(folder).unwrap();
+    let model = OnnxModel::open_fused(&opened, split).unwrap();
+    let (told, name) = (model.backend(), folder.display());
+    assert!(told.contains(" attentions fused)"), "{name}: {told}");
+    assert_eq!(model.precomputed().starts_with("nothing"), !split);
+    model
+}
+
 fn open(folder: &Path, split: bool) -> OnnxModel {
     let opened = ModelFolder::open(folder).unwrap();
     let model = match split {
@@ -140,6 +150,8 @@ fn open(folder: &Path, split: bool) -> OnnxModel {
     let told = model.precomputed();
     let name = folder.display();
     assert_eq!(told.starts_with("nothing"), !split, "{name}: {told}");
+    let backend = model.backend();
+    assert!(backend.ends_with(" (CPU)"), "{name}: {backend}");
     model
 }
 
@@ -185,6 +197,7 @@ fn rows(channels: usize, size: (usize, usize), frames: usize) -> Vec<Row> {
 fn agrees(folder: &Path) {
     let name = folder.display();
     let (split, whole) = (open(folder, true), open(folder, false));
+    let fused = [true, false].map(|split| open_fused(folder, split));
     let channels = whole.limits().latent_channels;
     let mut worst = 0f32;
     for chunks in 1..=whole.limits().chunks.unwrap_or(2) {
@@ -208,13 +221,16 @@ fn agrees(folder: &Path) {
                 let rows = rows(channels, size, frames);
                 let expected = predict_one_by_one(&whole, &texts, &rows);
                 for together in [true, false] {
-                    let found = predict(&split, &texts, &rows, together);
-                    let difference = difference(&found, &expected);
-                    worst = worst.max(difference);
-                    assert!(
-                        difference <= TOLERANCE,
-                        "{name}: {chunks} chunks, {frames} frames of {size:?}: {difference:.1e}"
-                    );
+                    for model in [&split, &fused[0], &fused[1]] {
+                        let found = predict(model, &texts, &rows, together);
+                        let difference = difference(&found, &expected);
+                        worst = worst.max(difference);
+                        assert!(
+                            difference <= TOLERANCE,
+                            "{name}: {}, {chunks} chunks, {frames} frames of {size:?}: {difference:.1e}",
+                            model.backend()
+                        );
+                    }
                 }
             }
         }

@@ -4,6 +4,8 @@
 //! (layout, configurations, graph headers, the files they point to, the tokenizer), reads no weights, and says which
 //! file is at fault and what was expected.
 
+mod assemble;
+mod attention;
 mod component;
 mod fit;
 mod graph;
@@ -14,14 +16,17 @@ pub mod mix;
 mod parts;
 pub mod prompt;
 mod read;
+mod scan;
 mod scheduler;
 mod split;
 mod tokenizer;
 mod weights;
 mod wire;
+mod write;
 
 use std::path::{Path, PathBuf};
 
+pub use attention::Fused;
 pub use component::{Component, ComponentFile, Config, Role, SIZE_IDS};
 use fit::Fit;
 pub use graph::{Dtype, Graph, Port};

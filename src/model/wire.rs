@@ -158,6 +158,29 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// The 32-bit float in `field`.
+    pub fn float(&mut self, field: Field) -> Result<f32> {
+        if field.kind != 5 {
+            return Err(self.broken("a field of an unexpected kind"));
+        }
+        let mut bytes = [0; 4];
+        self.exact(&mut bytes)?;
+        Ok(f32::from_le_bytes(bytes))
+    }
+
+    /// The bytes in `field` if they are `limit` at most; else it goes past them.
+    pub fn short(&mut self, field: Field, limit: u64) -> Result<Option<Vec<u8>>> {
+        let end = self.enter(field)?;
+        let length = end - self.position;
+        if length > limit {
+            self.pass(length)?;
+            return Ok(None);
+        }
+        let mut bytes = vec![0; length as usize];
+        self.exact(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
     /// The text in `field`.
     pub fn string(&mut self, field: Field) -> Result<String> {
         let end = self.enter(field)?;
@@ -179,6 +202,11 @@ impl<'a> Reader<'a> {
             5 => 4,
             _ => return Err(self.broken("a field of an unknown kind")),
         };
+        self.pass(length)
+    }
+
+    /// Goes `length` bytes on.
+    fn pass(&mut self, length: u64) -> Result<()> {
         match self.position.checked_add(length) {
             Some(end) if end <= self.size => {
                 // Cannot overflow: the size is below 2 GiB.

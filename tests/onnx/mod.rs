@@ -1,6 +1,8 @@
 //! As much of ONNX files as tells which node reads what, for tests that follow tensors through a graph. Independent of
 //! the code under test. Field numbers are those of onnx.proto.
 
+pub mod run;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// A graph's nodes and the names of its tensors.
@@ -25,7 +27,13 @@ pub struct Node {
 }
 
 /// What multiplies matrices or convolves.
-const HEAVY: [&str; 4] = ["MatMul", "FusedMatMul", "Gemm", "Conv"];
+const HEAVY: [&str; 5] = [
+    "MatMul",
+    "FusedMatMul",
+    "MultiHeadAttention",
+    "Gemm",
+    "Conv",
+];
 
 /// Sets of names by the name of a tensor.
 pub type Reach = BTreeMap<String, BTreeSet<String>>;

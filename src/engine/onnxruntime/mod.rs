@@ -14,8 +14,8 @@ mod unet;
 pub(super) use cuda::Rarely;
 #[cfg(feature = "cuda")]
 pub use cuda::{
-    available as cuda_available, open as open_cuda, open_telling as open_cuda_telling,
-    open_whole as open_cuda_whole,
+    available as cuda_available, open as open_cuda, open_exported as open_cuda_exported,
+    open_telling as open_cuda_telling, open_whole as open_cuda_whole,
 };
 #[cfg(feature = "cuda")]
 pub(super) use geometry::Geometry;

@@ -2,7 +2,7 @@
 
 use super::geometry::Geometry;
 use super::library;
-use super::provider::{Provider, Providers};
+use super::provider::{Attention, Provider, Providers};
 use super::session::{Session, Values};
 use super::text::Texts;
 use super::unet::{Context, Unet, expect};
@@ -24,30 +24,48 @@ pub struct OnnxModel {
 impl OnnxModel {
     /// Loads all components of `folder`. What the U-Net can compute ahead is split from it.
     pub fn open(folder: &ModelFolder) -> Result<Self> {
-        Self::load(folder, true, &silent)
+        Self::load(folder, true, Self::usual(), &silent)
     }
 
     /// The same, telling of each component.
     pub fn open_telling(folder: &ModelFolder, tell: Telling<'_>) -> Result<Self> {
-        Self::load(folder, true, tell)
+        Self::load(folder, true, Self::usual(), tell)
+    }
+
+    /// The same with the attentions of the U-Net fused, to compare; with `split`, what it can compute ahead is split from
+    /// it.
+    pub fn open_fused(folder: &ModelFolder, split: bool) -> Result<Self> {
+        Self::load(folder, split, Attention::Fused, &silent)
     }
 
     /// The same with the U-Net in one piece, to compare.
     pub fn open_whole(folder: &ModelFolder) -> Result<Self> {
-        Self::load(folder, false, &silent)
+        Self::load(folder, false, Self::usual(), &silent)
     }
 
-    fn load(folder: &ModelFolder, split: bool, tell: Telling<'_>) -> Result<Self> {
+    /// How a processor runs attentions best: products of matrices are what it is good at.
+    fn usual() -> Attention {
+        Attention::or_asked(Attention::Exported)
+    }
+
+    fn load(
+        folder: &ModelFolder,
+        split: bool,
+        attention: Attention,
+        tell: Telling<'_>,
+    ) -> Result<Self> {
         let on = Providers {
             texts: Provider::Cpu,
             frames: Provider::Cpu,
+            attention,
         };
+        let texts = Texts::open(folder, &on.texts, tell)?;
+        tell(Component::Unet)?;
+        let unet = Unet::open(folder, split, &on)?;
+        let told = unet.attention_told();
         Ok(Self {
-            texts: Texts::open(folder, &on.texts, tell)?,
-            unet: {
-                tell(Component::Unet)?;
-                Unet::open(folder, split, &on)?
-            },
+            texts,
+            unet,
             vae_encoder: {
                 tell(Component::VaeEncoder)?;
                 Transform::open(folder.vae_encoder())?
@@ -57,7 +75,7 @@ impl OnnxModel {
                 Transform::open(folder.vae_decoder())?
             },
             geometry: Geometry::new(folder),
-            backend: format!("onnxruntime {} (CPU)", library::runtime()?.version),
+            backend: format!("onnxruntime {} (CPU{told})", library::runtime()?.version),
         })
     }
 

@@ -7,23 +7,21 @@
 //! Both are pieces of the original file: nodes and weights are copied byte by byte and never parsed.
 
 mod plan;
-mod scan;
 #[cfg(test)]
 mod tests;
-mod write;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
 use self::plan::{Plan, Side};
-use self::scan::{Named, Source};
-use self::write::Message;
+use super::assemble::Choice;
 use super::graph::FILE_LIMIT;
+use super::scan::{Named, Source};
 use super::wire::Reader;
+use super::write::Message;
 use crate::error::{Error, Result};
 
 /// A tensor that the fast graph takes besides the live input.
@@ -100,10 +98,22 @@ impl Split {
     pub fn open(path: &Path, live: &str, output: &str) -> Result<Option<Self>> {
         let mut reader = Reader::open(path, FILE_LIMIT)?;
         let source = Source::read(&mut reader)?;
-        let plan = plan::plan(&source, live, output).map_err(|what| reader.invalid(what))?;
+        Self::of(path.to_owned(), reader.into_file(), source, live, output)
+    }
+
+    /// The same for the graph `source`, which was read from `file` at `path`, with nodes that it does not have perhaps.
+    pub(super) fn of(
+        path: PathBuf,
+        file: File,
+        source: Source,
+        live: &str,
+        output: &str,
+    ) -> Result<Option<Self>> {
+        let plan = plan::plan(&source, live, output);
+        let plan = plan.map_err(|what| Error::invalid(&path, what))?;
         Ok(plan.map(|plan| Self {
-            path: path.to_owned(),
-            file: Mutex::new(reader.into_file()),
+            path,
+            file: Mutex::new(file),
             source,
             plan,
         }))
@@ -142,7 +152,7 @@ impl Split {
             output.string(1, &tensor.name);
             ports.message(12, output);
         }
-        self.model(&self.plan.slow, ports, &HashSet::new())
+        self.model(&self.plan.slow, ports, HashSet::new())
     }
 
     /// The fast graph, as the bytes of an ONNX model. `types` has at least the boundary tensors that the slow graph
@@ -172,7 +182,7 @@ impl Split {
         }
         ports.copy(&self.source.outputs[self.plan.output].range);
         let boundary = self.plan.boundary.iter().map(|b| b.name.as_str());
-        self.model(&self.plan.fast, ports, &boundary.collect())
+        self.model(&self.plan.fast, ports, boundary.collect())
     }
 
     /// The inputs of `side` that must be given.
@@ -189,45 +199,14 @@ impl Split {
     }
 
     /// A model of what `side` names and of `ports`, its inputs and outputs.
-    fn model(&self, side: &Side, ports: Message, inputs: &HashSet<&str>) -> Result<Vec<u8>> {
-        let source = &self.source;
-        let mut graph = Message::default();
-        let copy = |graph: &mut Message, ranges: &mut dyn Iterator<Item = &Range<u64>>| {
-            ranges.for_each(|range| graph.copy(range));
+    fn model(&self, side: &Side, ports: Message, inputs: HashSet<&str>) -> Result<Vec<u8>> {
+        let choice = Choice {
+            nodes: &side.nodes,
+            initializers: &side.initializers,
+            ports,
+            inputs,
         };
-        copy(
-            &mut graph,
-            &mut side.nodes.iter().map(|i| &source.nodes[*i].range),
-        );
-        copy(&mut graph, &mut source.header.iter());
-        let weights = side.initializers.iter();
-        copy(
-            &mut graph,
-            &mut weights.map(|i| &source.initializers[*i].range),
-        );
-        graph.append(ports);
-        // Types that the file states hold in each half, which runs with a batch that the whole graph takes too. An
-        // output has one entry and an input too, so those of the boundary are left out.
-        let made: HashSet<&str> = side
-            .nodes
-            .iter()
-            .flat_map(|i| &source.nodes[*i].outputs)
-            .map(String::as_str)
-            .filter(|name| !inputs.contains(name))
-            .collect();
-        let stated = source.value_info.iter();
-        copy(
-            &mut graph,
-            &mut stated
-                .filter(|v| made.contains(v.name.as_str()))
-                .map(|v| &v.range),
-        );
-        let mut model = Message::default();
-        copy(&mut model, &mut source.model.iter());
-        model.message(7, graph);
-        model.build(&self.file.lock()).map_err(|e| {
-            Error::not_found(&self.path, format!("cannot be read, or has changed: {e}"))
-        })
+        self.source.assemble(choice, &self.file.lock(), &self.path)
     }
 }
 

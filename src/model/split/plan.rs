@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Boundary;
-use super::scan::{Node, Source};
+use crate::model::scan::{Node, Source};
 
 /// What a tensor depends on; nothing: it is a constant.
 ///

@@ -7,7 +7,7 @@ mod options;
 #[cfg(feature = "tensorrt")]
 mod rarely;
 
-pub use model::{available, open, open_telling, open_whole};
+pub use model::{available, open, open_exported, open_telling, open_whole};
 pub(super) use options::CudaProvider;
 #[cfg(feature = "tensorrt")]
 pub(in crate::engine) use rarely::Rarely;

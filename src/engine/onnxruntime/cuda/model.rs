@@ -6,7 +6,7 @@ use super::options::{self, CudaProvider, Graphs};
 use crate::device::cuda::Cuda;
 use crate::engine::cuda::{CudaModel, CudaUnet, Engines, Program, RowRange, Transform};
 use crate::engine::onnxruntime::library;
-use crate::engine::onnxruntime::provider::{Provider, Providers};
+use crate::engine::onnxruntime::provider::{Attention, Provider, Providers};
 use crate::engine::onnxruntime::session::Session;
 use crate::engine::onnxruntime::text::Texts;
 use crate::engine::onnxruntime::unet::Unet;
@@ -22,35 +22,55 @@ pub fn available() -> Result<()> {
 /// Loads all components of `folder` on `cuda`, to be run by ONNX Runtime. What the U-Net can compute ahead is split from
 /// it. An error says what is missing where this ONNX Runtime cannot use a GPU.
 pub fn open(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, true, &silent)
+    load(folder, cuda, true, usual(), &silent)
 }
 
 /// The same, telling of each component.
 pub fn open_telling(folder: &ModelFolder, cuda: &Cuda, tell: Telling<'_>) -> Result<CudaModel> {
-    load(folder, cuda, true, tell)
+    load(folder, cuda, true, usual(), tell)
 }
 
 /// The same with the U-Net in one piece, to compare.
 pub fn open_whole(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, false, &silent)
+    load(folder, cuda, false, usual(), &silent)
 }
 
-fn load(folder: &ModelFolder, cuda: &Cuda, split: bool, tell: Telling<'_>) -> Result<CudaModel> {
+/// The same with the attentions of the U-Net run as the graph has them, to compare.
+pub fn open_exported(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
+    load(folder, cuda, true, Attention::Exported, &silent)
+}
+
+/// How a GPU runs attentions best.
+fn usual() -> Attention {
+    Attention::or_asked(Attention::Fused)
+}
+
+fn load(
+    folder: &ModelFolder,
+    cuda: &Cuda,
+    split: bool,
+    attention: Attention,
+    tell: Telling<'_>,
+) -> Result<CudaModel> {
     let runtime = library::runtime()?;
     options::check(runtime)?;
     let graphs = Graphs::of(runtime);
     let on = Providers {
         texts: Provider::Cuda(CudaProvider::of_texts(cuda)),
         frames: Provider::Cuda(CudaProvider::of_frames(cuda, graphs)),
+        attention,
     };
     let texts = Texts::open(folder, &on.texts, tell)?;
     tell(Component::Unet)?;
+    let unet = Unet::open(folder, split, &on)?;
+    let attention = unet.attention_told();
     let Unet {
         ahead,
         live,
         sample,
         batch,
-    } = Unet::open(folder, split, &on)?;
+        ..
+    } = unet;
     let session = |file: &ComponentFile| Session::open(file, &on.frames).map(Arc::new);
     tell(Component::VaeEncoder)?;
     let vae_encoder = session(folder.vae_encoder())?;
@@ -67,7 +87,11 @@ fn load(folder: &ModelFolder, cuda: &Cuda, split: bool, tell: Telling<'_>) -> Re
         vae_encoder: transform(vae_encoder, folder.vae_encoder()),
         vae_decoder: transform(vae_decoder, folder.vae_decoder()),
         built: None,
-        backend: format!("onnxruntime {} (CUDA, {})", runtime.version, cuda.name()),
+        backend: format!(
+            "onnxruntime {} (CUDA, {}{attention})",
+            runtime.version,
+            cuda.name()
+        ),
         graphs: told,
         origin: String::new(),
     };

@@ -51,7 +51,7 @@ impl LivePart {
         sizes: &[(usize, (usize, usize))],
     ) -> std::result::Result<Self, String> {
         let given = Given::new(folder);
-        let cut = Cut::open(folder, &given, &Provider::Cpu)?;
+        let cut = Cut::open(folder, &given, None, &Provider::Cpu)?;
         let length = folder.text_encoders()[0].tokenizer.length();
         let mut shapes = vec![Vec::new(); cut.feeds.len()];
         for (chunks, size) in sizes {

@@ -42,6 +42,8 @@ pub(super) struct Unet {
     pub(super) sample: usize,
     /// The rows a call must have, where the graph fixes it.
     pub(super) batch: Option<usize>,
+    /// How many attentions are fused, or why none are, for people; empty if none are to be.
+    attention: String,
 }
 
 /// One frame at one step.
@@ -59,6 +61,7 @@ impl Unet {
             slow,
             live,
             feeds,
+            attention,
         } = Parts::open(folder, &given, split, providers)?;
         let file = folder.unet();
         let name = file.input(Role::Sample).map(|p| &p.name);
@@ -67,6 +70,7 @@ impl Unet {
             sample: sample.unwrap_or(0),
             batch: file.batch(),
             live,
+            attention,
             ahead: Ahead {
                 given,
                 slow,
@@ -74,6 +78,14 @@ impl Unet {
                 precomputed,
             },
         })
+    }
+
+    /// How its attentions are run, after whatever else is told of what runs it; empty if as usual on a processor.
+    pub(super) fn attention_told(&self) -> String {
+        match &self.attention[..] {
+            "" => String::new(),
+            told => format!(", {told}"),
+        }
     }
 
     /// See [`Model::denoise`](crate::engine::Model::denoise).
@@ -174,7 +186,7 @@ impl Ahead {
             };
             return Ok((ahead, names, sample));
         }
-        let cut = parts::Cut::open(folder, &given, provider).map_err(|why| {
+        let cut = parts::Cut::open(folder, &given, None, provider).map_err(|why| {
             given.error(&format!(
                 "its engine leaves out what is computed ahead, and that cannot be done here: {why}"
             ))

@@ -5,10 +5,10 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
 /// Bytes of a message, or of several fields of one.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Message(Vec<Piece>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Piece {
     /// Bytes of the source file.
     Copied(Range<u64>),
@@ -38,6 +38,12 @@ impl Message {
         self.varint(value as u64);
     }
 
+    /// Appends field `number` with a 32-bit float.
+    pub fn float(&mut self, number: u64, value: f32) {
+        self.tag(number, 5);
+        self.bytes(&value.to_le_bytes());
+    }
+
     /// Appends field `number` with text.
     pub fn string(&mut self, number: u64, text: &str) {
         self.tag(number, 2);
@@ -54,7 +60,12 @@ impl Message {
 
     /// Appends the fields of another message.
     pub fn append(&mut self, other: Message) {
-        self.0.extend(other.0);
+        for piece in other.0 {
+            match piece {
+                Piece::Copied(range) => self.copy(&range),
+                Piece::New(bytes) => self.bytes(&bytes),
+            }
+        }
     }
 
     /// Its bytes; `source` is the file that they are copied from.

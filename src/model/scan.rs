@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use super::wire::{Field, Reader};
+use super::write::Message;
 use crate::error::Result;
-use crate::model::wire::{Field, Reader};
 
 /// The most nodes, subgraphs' included: the largest diffusion graphs have tens of thousands.
 const NODES: usize = 1 << 18;
@@ -31,8 +32,8 @@ pub(super) struct Node {
     pub outputs: Vec<String>,
     /// What its subgraphs, if any, name.
     pub inner: Inner,
-    /// Its bytes, the tag included.
-    pub range: Range<u64>,
+    /// Its bytes, the tag included: those of the file, or of a node that is new.
+    pub bytes: Message,
 }
 
 impl Node {
@@ -65,7 +66,9 @@ pub(super) struct Function {
 #[derive(Debug, Default)]
 pub(super) struct Source {
     /// Parts of the model besides its graph: versions, operator sets, functions, metadata.
-    pub model: Vec<Range<u64>>,
+    pub model: Message,
+    /// The operator sets that it names besides the standard one, by domain.
+    pub domains: Vec<String>,
     /// Name and metadata of the graph.
     pub header: Vec<Range<u64>>,
     pub nodes: Vec<Node>,
@@ -113,9 +116,13 @@ impl Source {
                 let function = self.function(r, field)?;
                 self.functions.push(function);
             }
+            8 => {
+                let domain = self.text_at(r, field, 1)?;
+                self.domains.push(domain);
+            }
             _ => r.skip(field)?,
         }
-        self.model.push(r.range(field));
+        self.model.copy(&r.range(field));
         Ok(())
     }
 
@@ -123,7 +130,7 @@ impl Source {
         match field.number {
             1 => {
                 let mut node = self.node(r, field)?;
-                node.range = r.range(field);
+                node.bytes.copy(&r.range(field));
                 self.nodes.push(node);
             }
             2 | 16 => {
