@@ -5,9 +5,9 @@
 //! file is at fault and what was expected.
 
 mod assemble;
-mod attention;
 mod component;
 mod fit;
+mod fuse;
 mod graph;
 mod index;
 mod inspection;
@@ -26,9 +26,9 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-pub use attention::Fused;
 pub use component::{Component, ComponentFile, Config, Role, SIZE_IDS};
 use fit::Fit;
+pub use fuse::{Counts, Fused, Fusions};
 pub use graph::{Dtype, Graph, Port};
 pub use inspection::Inspection;
 pub use manifest::{

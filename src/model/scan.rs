@@ -30,6 +30,8 @@ pub(super) struct Node {
     pub inputs: Vec<String>,
     /// Names of the tensors it gives; an empty one is not wanted.
     pub outputs: Vec<String>,
+    /// Where each of its attributes is in the file.
+    pub attributes: Vec<Range<u64>>,
     /// What its subgraphs, if any, name.
     pub inner: Inner,
     /// Its bytes, the tag included: those of the file, or of a node that is new.
@@ -178,6 +180,7 @@ impl Source {
                         6 | 11 => self.subgraph(r, field, &mut node.inner),
                         _ => r.skip(field),
                     })?;
+                    node.attributes.push(r.range(field));
                 }
                 7 => node.domain = r.string(field)?,
                 _ => r.skip(field)?,

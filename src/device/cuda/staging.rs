@@ -38,12 +38,7 @@ pub(super) struct Staging {
 impl Staging {
     /// At least `size` bytes. Nothing has to be waited for, the compute stream least of all, which another element may be
     /// keeping busy: an event that was never recorded is past.
-    fn new(
-        gpu: &Gpu,
-        stream: &Arc<CudaStream>,
-        size: usize,
-        counted: Arc<()>,
-    ) -> Result<Self> {
+    fn new(gpu: &Gpu, stream: &Arc<CudaStream>, size: usize, counted: Arc<()>) -> Result<Self> {
         let event = || {
             let event = gpu.context.new_event(None);
             event.map_err(|e| failed("make an event", e))
@@ -87,12 +82,7 @@ struct Blocks {
 impl Shelf {
     /// A block of at least `size` bytes whose main memory nothing uses any more. Its other half may be in use yet: `used`
     /// and `copied` say until when. The GPU's context must be the thread's. It is to be [`put`](Self::put) back.
-    pub(super) fn take(
-        &self,
-        gpu: &Gpu,
-        stream: &Arc<CudaStream>,
-        size: usize,
-    ) -> Result<Staging> {
+    pub(super) fn take(&self, gpu: &Gpu, stream: &Arc<CudaStream>, size: usize) -> Result<Staging> {
         let copying = |e: DriverError| failed("copy a frame", e);
         let (kept, counted) = {
             let mut blocks = self.0.lock();

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod fusing;
 mod geometry;
 mod library;
 mod model;

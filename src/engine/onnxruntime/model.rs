@@ -2,14 +2,14 @@
 
 use super::geometry::Geometry;
 use super::library;
-use super::provider::{Attention, Provider, Providers};
+use super::provider::{Provider, Providers, fusions_or_asked};
 use super::session::{Session, Values};
 use super::text::Texts;
 use super::unet::{Context, Unet, expect};
 use crate::device::HostTensor;
 use crate::engine::{Denoise, Limits, Model, Telling, Text, silent};
 use crate::error::Result;
-use crate::model::{Component, ComponentFile, ModelFolder};
+use crate::model::{Component, ComponentFile, Fusions, ModelFolder};
 
 /// A model folder run by ONNX Runtime on the host.
 pub struct OnnxModel {
@@ -35,7 +35,7 @@ impl OnnxModel {
     /// The same with the attentions of the U-Net fused, to compare; with `split`, what it can compute ahead is split from
     /// it.
     pub fn open_fused(folder: &ModelFolder, split: bool) -> Result<Self> {
-        Self::load(folder, split, Attention::Fused, &silent)
+        Self::load(folder, split, Fusions::ATTENTION, &silent)
     }
 
     /// The same with the U-Net in one piece, to compare.
@@ -44,25 +44,25 @@ impl OnnxModel {
     }
 
     /// How a processor runs attentions best: products of matrices are what it is good at.
-    fn usual() -> Attention {
-        Attention::or_asked(Attention::Exported)
+    fn usual() -> Fusions {
+        fusions_or_asked(Fusions::NONE)
     }
 
     fn load(
         folder: &ModelFolder,
         split: bool,
-        attention: Attention,
+        fusions: Fusions,
         tell: Telling<'_>,
     ) -> Result<Self> {
         let on = Providers {
             texts: Provider::Cpu,
             frames: Provider::Cpu,
-            attention,
+            fusions,
         };
         let texts = Texts::open(folder, &on.texts, tell)?;
         tell(Component::Unet)?;
         let unet = Unet::open(folder, split, &on)?;
-        let told = unet.attention_told();
+        let told = unet.told.clone();
         Ok(Self {
             texts,
             unet,

@@ -4,6 +4,7 @@ use ort::session::builder::SessionBuilder;
 
 #[cfg(feature = "cuda")]
 use super::cuda::CudaProvider;
+use crate::model::Fusions;
 
 /// What a session runs on.
 #[derive(Clone)]
@@ -21,35 +22,35 @@ pub(super) struct Providers {
     pub texts: Provider,
     /// Those that run for every frame.
     pub frames: Provider,
-    /// How the U-Net's attentions are run.
-    pub attention: Attention,
+    /// What is made faster in the graphs of the latter.
+    pub fusions: Fusions,
 }
 
-/// Chooses [`Attention`] by name, for measurements: `fused` or `exported`, on any provider.
-const ATTENTION: &str = "STREAMDIFFUSION_ONNXRUNTIME_ATTENTION";
+/// Chooses [`Fusions`] by name, for measurements, on any provider: `attention`, `channels-last`, both with a comma between,
+/// or `none`.
+const FUSIONS: &str = "STREAMDIFFUSION_ONNXRUNTIME_FUSIONS";
 
-/// How attentions are run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Attention {
-    /// By one operator each, as far as they can be told in the graph.
-    Fused,
-    /// As the graph has them.
-    Exported,
+/// `usual`, or what the environment asks for.
+pub(super) fn fusions_or_asked(usual: Fusions) -> Fusions {
+    choose(&std::env::var(FUSIONS).unwrap_or_default(), usual)
 }
 
-impl Attention {
-    /// `usual`, or what the environment asks for.
-    pub fn or_asked(usual: Self) -> Self {
-        Self::choose(&std::env::var(ATTENTION).unwrap_or_default(), usual)
-    }
-
-    fn choose(named: &str, usual: Self) -> Self {
-        match named {
-            "fused" => Self::Fused,
-            "exported" => Self::Exported,
+fn choose(named: &str, usual: Fusions) -> Fusions {
+    named
+        .split(',')
+        .map(str::trim)
+        .fold(Fusions::NONE, |chosen, name| match name {
+            "attention" => Fusions {
+                attention: true,
+                ..chosen
+            },
+            "channels-last" => Fusions {
+                channels_last: true,
+                ..chosen
+            },
+            "none" => chosen,
             _ => usual,
-        }
-    }
+        })
 }
 
 impl Provider {
@@ -77,13 +78,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attentions_are_run_as_asked() {
-        use Attention::{Exported, Fused};
-        for usual in [Fused, Exported] {
-            assert_eq!(Attention::choose("", usual), usual);
-            assert_eq!(Attention::choose("other", usual), usual);
-            assert_eq!(Attention::choose("fused", usual), Fused);
-            assert_eq!(Attention::choose("exported", usual), Exported);
+    fn graphs_are_made_faster_as_asked() {
+        for usual in [Fusions::ALL, Fusions::NONE] {
+            assert_eq!(choose("", usual), usual);
+            assert_eq!(choose("other", usual), usual);
+            assert_eq!(choose("none", usual), Fusions::NONE);
+            assert_eq!(choose("attention", usual), Fusions::ATTENTION);
+            assert_eq!(choose("channels-last, attention", usual), Fusions::ALL);
         }
+        let only = choose("channels-last", Fusions::NONE);
+        assert!(only.channels_last && !only.attention);
     }
 }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use super::options::{self, CudaProvider, Graphs};
 use crate::device::cuda::Cuda;
 use crate::engine::cuda::{CudaModel, CudaUnet, Engines, Program, RowRange, Transform};
+use crate::engine::onnxruntime::fusing;
 use crate::engine::onnxruntime::library;
-use crate::engine::onnxruntime::provider::{Attention, Provider, Providers};
+use crate::engine::onnxruntime::provider::{Provider, Providers, fusions_or_asked};
 use crate::engine::onnxruntime::session::Session;
 use crate::engine::onnxruntime::text::Texts;
 use crate::engine::onnxruntime::unet::Unet;
 use crate::engine::{Telling, silent};
 use crate::error::Result;
-use crate::model::{Component, ComponentFile, ModelFolder};
+use crate::model::{Component, ComponentFile, Fusions, ModelFolder};
 
 /// An error that says what is missing, unless the ONNX Runtime in use can run models on NVIDIA's GPUs.
 pub fn available() -> Result<()> {
@@ -35,21 +36,21 @@ pub fn open_whole(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
     load(folder, cuda, false, usual(), &silent)
 }
 
-/// The same with the attentions of the U-Net run as the graph has them, to compare.
+/// The same with the graphs run as they were exported, to compare.
 pub fn open_exported(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, true, Attention::Exported, &silent)
+    load(folder, cuda, true, Fusions::NONE, &silent)
 }
 
-/// How a GPU runs attentions best.
-fn usual() -> Attention {
-    Attention::or_asked(Attention::Fused)
+/// What a GPU runs fastest.
+fn usual() -> Fusions {
+    fusions_or_asked(Fusions::ALL)
 }
 
 fn load(
     folder: &ModelFolder,
     cuda: &Cuda,
     split: bool,
-    attention: Attention,
+    fusions: Fusions,
     tell: Telling<'_>,
 ) -> Result<CudaModel> {
     let runtime = library::runtime()?;
@@ -58,25 +59,27 @@ fn load(
     let on = Providers {
         texts: Provider::Cuda(CudaProvider::of_texts(cuda)),
         frames: Provider::Cuda(CudaProvider::of_frames(cuda, graphs)),
-        attention,
+        fusions,
     };
     let texts = Texts::open(folder, &on.texts, tell)?;
     tell(Component::Unet)?;
-    let unet = Unet::open(folder, split, &on)?;
-    let attention = unet.attention_told();
     let Unet {
         ahead,
         live,
         sample,
         batch,
-        ..
-    } = unet;
-    let session = |file: &ComponentFile| Session::open(file, &on.frames).map(Arc::new);
+        told,
+    } = Unet::open(folder, split, &on)?;
+    let session = |file: &ComponentFile| {
+        let (session, told) = fusing::open(file, &on)?;
+        Ok((Arc::new(session), told))
+    };
     tell(Component::VaeEncoder)?;
-    let vae_encoder = session(folder.vae_encoder())?;
+    let (vae_encoder, of_encoder) = session(folder.vae_encoder())?;
     tell(Component::VaeDecoder)?;
-    let vae_decoder = session(folder.vae_decoder())?;
-    let told = told(graphs, [&vae_encoder, &live, &vae_decoder]);
+    let (vae_decoder, of_decoder) = session(folder.vae_decoder())?;
+    let faster = told.and(of_encoder).and(of_decoder);
+    let launched = launched(graphs, [&vae_encoder, &live, &vae_decoder]);
     let transform = |session: Arc<Session>, file: &ComponentFile| {
         let program: Arc<dyn Program> = session;
         Transform::new(&program, cuda, RowRange::of_graph(file.batch()))
@@ -88,18 +91,18 @@ fn load(
         vae_decoder: transform(vae_decoder, folder.vae_decoder()),
         built: None,
         backend: format!(
-            "onnxruntime {} (CUDA, {}{attention})",
+            "onnxruntime {} (CUDA, {}{faster})",
             runtime.version,
             cuda.name()
         ),
-        graphs: told,
+        graphs: launched,
         origin: String::new(),
     };
     Ok(CudaModel::new(folder, cuda, texts, engines))
 }
 
 /// How runs get to the GPU, and which do not.
-fn told(graphs: Graphs, sessions: [&Arc<Session>; 3]) -> String {
+fn launched(graphs: Graphs, sessions: [&Arc<Session>; 3]) -> String {
     let copying = sessions.into_iter().filter(|session| session.copies());
     let copying: Vec<_> = copying
         .map(|session| session.component().folder())

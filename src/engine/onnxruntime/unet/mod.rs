@@ -9,6 +9,7 @@ pub(in crate::engine) mod plan;
 use std::sync::Arc;
 
 use super::OnnxModel;
+use super::fusing::Told;
 use super::provider::Providers;
 use super::session::{Input, Session, Values};
 use crate::device::HostTensor;
@@ -42,8 +43,8 @@ pub(super) struct Unet {
     pub(super) sample: usize,
     /// The rows a call must have, where the graph fixes it.
     pub(super) batch: Option<usize>,
-    /// How many attentions are fused, or why none are, for people; empty if none are to be.
-    attention: String,
+    /// What was made faster in its graph.
+    pub(super) told: Told,
 }
 
 /// One frame at one step.
@@ -61,7 +62,7 @@ impl Unet {
             slow,
             live,
             feeds,
-            attention,
+            told,
         } = Parts::open(folder, &given, split, providers)?;
         let file = folder.unet();
         let name = file.input(Role::Sample).map(|p| &p.name);
@@ -70,7 +71,7 @@ impl Unet {
             sample: sample.unwrap_or(0),
             batch: file.batch(),
             live,
-            attention,
+            told,
             ahead: Ahead {
                 given,
                 slow,
@@ -78,14 +79,6 @@ impl Unet {
                 precomputed,
             },
         })
-    }
-
-    /// How its attentions are run, after whatever else is told of what runs it; empty if as usual on a processor.
-    pub(super) fn attention_told(&self) -> String {
-        match &self.attention[..] {
-            "" => String::new(),
-            told => format!(", {told}"),
-        }
     }
 
     /// See [`Model::denoise`](crate::engine::Model::denoise).

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::given::Given;
 use crate::device::HostTensor;
-use crate::engine::onnxruntime::provider::{Attention, Provider, Providers};
+use crate::engine::onnxruntime::fusing::{self, Attempt, Told};
+use crate::engine::onnxruntime::provider::{Provider, Providers};
 use crate::engine::onnxruntime::session::{Input, Session, Values};
 use crate::error::{Error, Result};
 use crate::model::{Boundary, ComponentFile, Fused, ModelFolder, Port, Role, Split, TensorType};
@@ -24,12 +25,9 @@ pub(super) struct Parts {
     pub live: Arc<Session>,
     /// How `live`'s inputs but the latent are fed, in their order.
     pub feeds: Vec<Feed>,
-    /// How many attentions are fused, or why none are, for people; empty if none are to be.
-    pub attention: String,
+    /// What was made faster in its graph.
+    pub told: Told,
 }
-
-/// What [`Parts`] are made of, or why they cannot be.
-type Attempt<T> = std::result::Result<T, String>;
 
 /// A U-Net cut in two, of which the slow part is ready to run.
 pub(super) struct Cut {
@@ -84,8 +82,8 @@ pub enum Rows {
 }
 
 impl Parts {
-    /// Loads the U-Net of `folder`, in two parts if it can be and `split` asks for it, and with fused attentions if
-    /// `providers` ask for them. What cannot be had with those is had as it was exported.
+    /// Loads the U-Net of `folder`, in two parts if it can be and `split` asks for it, and made faster as `providers` ask.
+    /// What cannot be had so is had as it was exported.
     pub fn open(
         folder: &ModelFolder,
         given: &Given,
@@ -93,69 +91,36 @@ impl Parts {
         providers: &Providers,
     ) -> Result<Self> {
         let file = folder.unet();
-        let wanted = providers.attention == Attention::Fused;
-        // Why they are not fused, and why it is in one piece.
-        let (mut unfused, mut whole) = (None, "as asked".to_owned());
-        if split && wanted {
-            match fused(file).and_then(|f| Self::split(folder, given, Some(f), providers)) {
-                Ok(parts) => return Ok(parts),
-                Err(why) => unfused = Some(why),
-            }
-        }
+        // Why it is in one piece.
+        let mut whole = "as asked".to_owned();
         if split {
+            let mut why = None;
+            for fusions in fusing::attempts(providers.fusions) {
+                let fused = fusing::fused(file, fusions);
+                match fused.and_then(|fused| Self::split(folder, given, Some(fused), providers)) {
+                    Ok(parts) => return Ok(parts),
+                    Err(said) => why = why.or(Some(said)),
+                }
+            }
             match Self::split(folder, given, None, providers) {
-                Ok(parts) => return Ok(parts.as_exported(unfused)),
-                Err(why) => whole = why,
+                Ok(mut parts) => {
+                    parts.told = Told::exported(file, why);
+                    return Ok(parts);
+                }
+                Err(said) => whole = said,
             }
         }
-        let precomputed = format!("nothing: {whole}");
-        if wanted {
-            match fused(file).and_then(|f| Self::whole_fused(file, f, &precomputed, providers)) {
-                Ok(parts) => return Ok(parts),
-                Err(why) => unfused = Some(why),
-            }
-        }
-        // Whatever is wrong with it as a whole comes out here.
-        let parts = Self::whole(file, precomputed, providers)?;
-        Ok(parts.as_exported(unfused))
-    }
-
-    fn whole(file: &ComponentFile, precomputed: String, providers: &Providers) -> Result<Self> {
-        let live = Session::open(file, &providers.frames)?;
-        Ok(Self::of_whole(file, precomputed, live, String::new()))
-    }
-
-    fn whole_fused(
-        file: &ComponentFile,
-        fused: Fused,
-        precomputed: &str,
-        providers: &Providers,
-    ) -> Attempt<Self> {
-        let inputs = file.inputs.iter().map(|(_, port)| port.name.as_str());
-        let (inputs, outputs): (Vec<_>, _) = (inputs.collect(), [file.output.name.as_str()]);
-        let live = (fused.model())
-            .and_then(|m| Session::from_memory(file, &m, &inputs, &outputs, &providers.frames))
-            .map_err(|e| e.to_string())?;
-        let told = told(fused.counts());
-        Ok(Self::of_whole(file, precomputed.to_owned(), live, told))
-    }
-
-    fn of_whole(
-        file: &ComponentFile,
-        precomputed: String,
-        live: Session,
-        attention: String,
-    ) -> Self {
+        let (live, told) = fusing::open(file, providers)?;
         let others = file.inputs.iter().filter(|(role, _)| *role != Role::Sample);
-        Self {
-            precomputed,
+        Ok(Self {
+            precomputed: format!("nothing: {whole}"),
             slow: None,
             live: Arc::new(live),
             feeds: others
                 .map(|(role, port)| Feed::given(*role, port))
                 .collect(),
-            attention,
-        }
+            told,
+        })
     }
 
     /// The two parts; an error says why there are none.
@@ -166,7 +131,7 @@ impl Parts {
         providers: &Providers,
     ) -> Attempt<Self> {
         let file = folder.unet();
-        let attention = fused.as_ref().map(|fused| told(fused.counts()));
+        let told = fused.as_ref().map(Told::of);
         let cut = Cut::open(folder, given, fused, &providers.texts)?;
         let name = file.input(Role::Sample).map_or("", |port| &port.name);
         let others = cut.split.boundary().iter().map(|b| b.name.as_str());
@@ -180,40 +145,9 @@ impl Parts {
             feeds: cut.feeds,
             slow: Some(cut.slow),
             live: Arc::new(live),
-            attention: attention.unwrap_or_default(),
+            told: told.unwrap_or_default(),
         })
     }
-
-    /// The same, of a graph as it was exported, though it was to have fused attentions if `why` says why it has not.
-    fn as_exported(mut self, why: Option<String>) -> Self {
-        if let Some(why) = why {
-            self.attention = format!("attentions as exported: {why}");
-        }
-        self
-    }
-}
-
-/// The graph of `file` with fused attentions; an error says why there is none.
-fn fused(file: &ComponentFile) -> Attempt<Fused> {
-    let fused = Fused::open(&file.path, &file.graph).map_err(|e| e.to_string())?;
-    can_be_read_in_parts(file)?;
-    fused.ok_or_else(|| "the graph has none that could be told for sure".into())
-}
-
-/// How many attentions of how many are fused, for people.
-fn told([fused, all]: [usize; 2]) -> String {
-    format!("{fused} of {all} attentions fused")
-}
-
-/// An error unless ONNX Runtime can read a graph that is made of pieces of `file`.
-fn can_be_read_in_parts(file: &ComponentFile) -> Attempt<()> {
-    let external = !file.graph.external_files.is_empty();
-    if external && !Session::finds_external_data().map_err(|e| e.to_string())? {
-        return Err(
-            "ONNX Runtime before 1.21 cannot read parts of a graph with external data".into(),
-        );
-    }
-    Ok(())
 }
 
 impl Cut {
@@ -236,7 +170,7 @@ impl Cut {
         let split = split
             .map_err(said)?
             .ok_or("all that costs time depends on the latent")?;
-        can_be_read_in_parts(file)?;
+        fusing::can_be_read_in_parts(file)?;
         let inputs: Vec<&str> = split.slow_inputs().collect();
         let computed: Vec<_> = split.boundary().iter().filter(|b| !b.is_input).collect();
         let outputs: Vec<&str> = computed.iter().map(|b| b.name.as_str()).collect();

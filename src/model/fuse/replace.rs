@@ -1,42 +1,62 @@
-//! Fused operators in the place of attentions, and what is left of the graph then.
+//! New nodes in the place of others, and what is left of the graph then.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 
-use super::find::Attention;
+use super::node::{DOMAIN, VERSION};
 use crate::error::Result;
 use crate::model::assemble::Choice;
 use crate::model::scan::{Node, Source};
 use crate::model::write::Message;
 
-/// Domain of ONNX Runtime's own operators.
-const DOMAIN: &str = "com.microsoft";
-/// The version of that set.
-const VERSION: i64 = 1;
-/// The operator, in ONNX Runtime since 1.14. It takes queries, keys and values `[rows, places, channels]`.
-const OPERATOR: &str = "MultiHeadAttention";
+/// Nodes that take the place of others.
+#[derive(Debug)]
+pub(super) struct Replacement {
+    /// The node whose place they take, which gave what they give.
+    pub giver: usize,
+    /// Nodes that must not be needed any more, or nothing is gained.
+    pub absorbed: Vec<usize>,
+    /// In the order of use.
+    pub nodes: Vec<Node>,
+}
 
-/// Puts the operator in the place of each of `attentions` and takes out what nobody needs any more. An attention of which
-/// something else needs a part stays as it is. Gives the number of those that were fused.
-pub(super) fn rewrite(source: &mut Source, attentions: Vec<Attention>) -> usize {
-    let mut at: HashMap<usize, Attention> = attentions.into_iter().map(|a| (a.giver, a)).collect();
+impl Replacement {
+    /// The tensors that are read and not made among its nodes.
+    fn reads(&self) -> impl Iterator<Item = &str> {
+        let made: HashSet<&str> = (self.nodes.iter())
+            .flat_map(|node| node.outputs.iter().map(String::as_str))
+            .collect();
+        let reads = self.nodes.iter().flat_map(Node::reads);
+        reads.filter(move |name| !made.contains(name))
+    }
+}
+
+/// Makes `replacements`, each for a giver of its own, and takes out what nobody needs any more. One that something else
+/// needs a part of is not made. Gives the givers of those that are.
+pub(super) fn replace(source: &mut Source, replacements: Vec<Replacement>) -> HashSet<usize> {
+    let mut at: HashMap<usize, Replacement> =
+        replacements.into_iter().map(|r| (r.giver, r)).collect();
     let needed = loop {
         let needed = needed(source, &at);
         let before = at.len();
-        at.retain(|giver, attention| needed[*giver] && !needed[attention.softmax]);
+        at.retain(|giver, r| needed[*giver] && r.absorbed.iter().all(|node| !needed[*node]));
         if at.len() == before {
             break needed;
         }
     };
-    if at.is_empty() {
-        return 0;
+    let made: HashSet<usize> = at.keys().copied().collect();
+    if made.is_empty() {
+        return made;
     }
     let nodes = std::mem::take(&mut source.nodes);
     let nodes = nodes.into_iter().zip(needed).enumerate();
     source.nodes = nodes
         .filter(|(_, (_, needed))| *needed)
-        .map(|(i, (node, _))| at.get(&i).map_or(node, operator))
+        .flat_map(|(i, (node, _))| match at.remove(&i) {
+            Some(replacement) => replacement.nodes,
+            None => vec![node],
+        })
         .collect();
     if !source.domains.iter().any(|domain| domain == DOMAIN) {
         let mut import = Message::default();
@@ -45,11 +65,11 @@ pub(super) fn rewrite(source: &mut Source, attentions: Vec<Attention>) -> usize 
         source.model.message(8, import);
         source.domains.push(DOMAIN.to_owned());
     }
-    at.len()
+    made
 }
 
-/// Which nodes the graph's outputs need, with operators in the place of the nodes in `at`.
-fn needed(source: &Source, at: &HashMap<usize, Attention>) -> Vec<bool> {
+/// Which nodes the graph's outputs need, with replacements for the nodes in `at`.
+fn needed(source: &Source, at: &HashMap<usize, Replacement>) -> Vec<bool> {
     let mut wanted: HashSet<&str> = source.outputs.iter().map(|o| o.name.as_str()).collect();
     let mut needed = vec![false; source.nodes.len()];
     // From the last to the first: nodes are in the order of use.
@@ -60,54 +80,11 @@ fn needed(source: &Source, at: &HashMap<usize, Attention>) -> Vec<bool> {
             .any(|name| wanted.contains(name.as_str()));
         match at.get(&i) {
             _ if !needed[i] => {}
-            Some(attention) => wanted.extend(attention.reads()),
+            Some(replacement) => wanted.extend(replacement.reads()),
             None => wanted.extend(node.reads()),
         }
     }
     needed
-}
-
-/// The operator for `attention`.
-fn operator(attention: &Attention) -> Node {
-    let name = format!("{}.attention", attention.output);
-    let mut content = Message::default();
-    for input in attention.reads() {
-        content.string(1, input);
-    }
-    content.string(2, &attention.output);
-    content.string(3, &name);
-    content.string(4, OPERATOR);
-    // Field numbers of an attribute: 1 its name, 20 its kind, which is 1 for a float (2) and 2 for a whole number (3).
-    let mut heads = Message::default();
-    heads.string(1, "num_heads");
-    heads.integer(3, attention.heads);
-    heads.integer(20, 2);
-    content.message(5, heads);
-    if let Some(factor) = attention.scale {
-        let mut scale = Message::default();
-        scale.string(1, "scale");
-        scale.float(2, factor);
-        scale.integer(20, 1);
-        content.message(5, scale);
-    }
-    content.string(7, DOMAIN);
-    let mut bytes = Message::default();
-    bytes.message(1, content);
-    Node {
-        name,
-        op: OPERATOR.to_owned(),
-        domain: DOMAIN.to_owned(),
-        inputs: attention.reads().map(str::to_owned).into(),
-        outputs: vec![attention.output.clone()],
-        bytes,
-        ..Node::default()
-    }
-}
-
-impl Attention {
-    fn reads(&self) -> [&str; 3] {
-        [&self.queries, &self.keys, &self.values]
-    }
 }
 
 impl Node {
@@ -116,7 +93,6 @@ impl Node {
         names.map(String::as_str).filter(|name| !name.is_empty())
     }
 }
-
 /// The bytes of a model of `source`, which was read from `file` at `path`, without weights that no node reads.
 pub(super) fn model(source: &Source, file: &File, path: &Path) -> Result<Vec<u8>> {
     let nodes: Vec<usize> = (0..source.nodes.len()).collect();

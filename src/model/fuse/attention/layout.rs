@@ -1,6 +1,6 @@
 //! How the axes of an attention lie in a tensor that is a reshaped or transposed one of rows, places and channels.
 
-use super::size::Size;
+use crate::model::fuse::size::Size;
 
 /// What an axis counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -54,7 +54,7 @@ impl Fact {
     }
 
     /// Its values, if they are known floats.
-    fn floats(&self) -> Option<&[f64]> {
+    pub fn floats(&self) -> Option<&[f64]> {
         match &self.values {
             Known::Floats(values) => Some(values),
             _ => None,

@@ -7,8 +7,8 @@ use half::f16;
 use crate::error::Result;
 use crate::model::wire::{Field, Reader};
 
-/// The most values of a constant that are looked at: shapes, axes and factors have fewer.
-pub(super) const SMALL: usize = 16;
+/// The most values of a constant that are looked at: shapes, axes, factors and what normalises groups have fewer.
+pub(super) const SMALL: usize = 64;
 /// The most bytes of them, however they are written.
 const SMALL_BYTES: u64 = 10 * SMALL as u64;
 
@@ -48,6 +48,7 @@ pub(super) enum Attribute {
     Integer(i64),
     Float(f32),
     Integers(Vec<i64>),
+    Text(String),
     Tensor(Constant),
     /// Of another kind, or too long to be looked at.
     Other,
@@ -68,6 +69,15 @@ impl Attributes {
         match self.get(name) {
             None => Some(default),
             Some(Attribute::Integer(value)) => Some(*value),
+            Some(_) => None,
+        }
+    }
+
+    /// The text that `name` is set to, else `default`; `None` if it is set to something else.
+    pub fn text<'a>(&'a self, name: &str, default: &'a str) -> Option<&'a str> {
+        match self.get(name) {
+            None => Some(default),
+            Some(Attribute::Text(text)) => Some(text),
             Some(_) => None,
         }
     }
@@ -156,6 +166,7 @@ fn attributes(r: &mut Reader, field: Field) -> Result<Attributes> {
                 1 => name = r.string(field)?,
                 2 => value = Attribute::Float(r.float(field)?),
                 3 => value = Attribute::Integer(r.integer(field)?),
+                4 => value = text(r, field)?,
                 5 => value = Attribute::Tensor(tensor(r, field)?.1),
                 8 => r.integers(field, &mut list)?,
                 _ => r.skip(field)?,
@@ -169,6 +180,13 @@ fn attributes(r: &mut Reader, field: Field) -> Result<Attributes> {
         Ok(())
     })?;
     Ok(attributes)
+}
+
+/// A name that an attribute is set to; texts that are longer than names are not looked at.
+fn text(r: &mut Reader, field: Field) -> Result<Attribute> {
+    let bytes = r.short(field, SMALL_BYTES)?;
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    Ok(text.map_or(Attribute::Other, Attribute::Text))
 }
 
 /// Name and content of the tensor in `field`.

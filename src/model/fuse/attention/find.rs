@@ -1,14 +1,12 @@
 //! Scaled dot-product attention (arXiv 1706.03762, §3.2.1) in a graph: products of matrices around a softmax, where
 //! everything about them can be told.
 
-use std::collections::HashMap;
-
-use super::details::{Details, dtype};
-use super::infer::shapes::order;
-use super::infer::{Fact, Facts, Known};
 use super::layout::{Axis, Layout};
-use super::size::Size;
-use crate::model::scan::Source;
+use crate::model::fuse::details::dtype;
+use crate::model::fuse::infer::shapes::order;
+use crate::model::fuse::infer::{Fact, Known};
+use crate::model::fuse::links::Links;
+use crate::model::fuse::size::Size;
 
 /// From this version of the operator set on, Softmax works along a single axis, and by default the last.
 const SOFTMAX_OF_ONE_AXIS: i64 = 13;
@@ -37,23 +35,14 @@ pub(super) struct Attention {
 }
 
 /// The attentions of a graph, as many as can be told for sure, in its order.
-pub(super) fn find(source: &Source, details: &Details, facts: &Facts) -> Vec<Attention> {
-    let search = Search::new(source, details, facts);
-    let nodes = 0..source.nodes.len();
-    match search.is_in_order() {
-        true => nodes.filter_map(|node| search.at(node)).collect(),
-        false => Vec::new(),
-    }
+pub(super) fn find(links: &Links) -> Vec<Attention> {
+    let search = Search { links };
+    let nodes = 0..links.source.nodes.len();
+    nodes.filter_map(|node| search.at(node)).collect()
 }
 
 struct Search<'a> {
-    source: &'a Source,
-    details: &'a Details,
-    facts: &'a Facts<'a>,
-    /// Which node gives a tensor.
-    givers: HashMap<&'a str, usize>,
-    /// Which nodes read a tensor.
-    readers: HashMap<&'a str, Vec<usize>>,
+    links: &'a Links<'a>,
 }
 
 /// A tensor that is another one, scaled, reshaped and transposed.
@@ -69,44 +58,14 @@ struct Operand<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(source: &'a Source, details: &'a Details, facts: &'a Facts<'a>) -> Self {
-        let mut search = Self {
-            source,
-            details,
-            facts,
-            givers: HashMap::new(),
-            readers: HashMap::new(),
-        };
-        for (i, node) in source.nodes.iter().enumerate() {
-            for name in node.outputs.iter().filter(|name| !name.is_empty()) {
-                search.givers.insert(name, i);
-            }
-            for name in node.inputs.iter().chain(&node.inner.reads) {
-                search.readers.entry(name).or_default().push(i);
-            }
-        }
-        search
-    }
-
-    /// Whether every tensor is made before it is read, as ONNX has it. So what is followed up and down has an end.
-    fn is_in_order(&self) -> bool {
-        let nodes = self.source.nodes.iter().enumerate();
-        let mut reads = nodes.flat_map(|(i, node)| node.inputs.iter().map(move |name| (i, name)));
-        reads.all(|(i, name)| {
-            self.givers
-                .get(name.as_str())
-                .is_none_or(|giver| *giver < i)
-        })
-    }
-
     /// The attention whose softmax is this node.
     fn at(&self, softmax: usize) -> Option<Attention> {
-        let node = &self.source.nodes[softmax];
+        let node = self.links.node(softmax);
         if node.standard() != Some("Softmax") || !self.is_along_the_last_axis(softmax) {
             return None;
         }
         let (scores, of_scores) = self.scores(node.inputs.first()?)?;
-        let [queries, keys] = self.source.nodes[scores].inputs.get(..2)? else {
+        let [queries, keys] = self.links.node(scores).inputs.get(..2)? else {
             return None;
         };
         let queries = self.operand(queries, [Axis::Place, Axis::Inner])?;
@@ -137,12 +96,12 @@ impl<'a> Search<'a> {
             return None;
         }
         let (giver, output) = self.output(product, &queries)?;
-        let kind = self.facts.get(queries.base).dtype;
+        let kind = self.links.fact(queries.base).dtype;
         let same = [keys.base, values.base, output];
         if !matches!(kind, dtype::F16 | dtype::F32)
             || same
                 .into_iter()
-                .any(|name| self.facts.get(name).dtype != kind)
+                .any(|name| self.links.fact(name).dtype != kind)
         {
             return None;
         }
@@ -167,26 +126,26 @@ impl<'a> Search<'a> {
 
     /// Whether the softmax `node` makes what is along the last axis add up to 1.
     fn is_along_the_last_axis(&self, node: usize) -> bool {
-        let default = match self.details.opset >= SOFTMAX_OF_ONE_AXIS {
+        let default = match self.links.details.opset >= SOFTMAX_OF_ONE_AXIS {
             true => -1,
             false => 1,
         };
-        let axis = self.details.nodes[node].integer("axis", default);
+        let axis = self.links.attributes(node).integer("axis", default);
         let rank = self.fact_of_input(node, 0).and_then(Fact::rank);
         axis == Some(-1) || (axis.is_some() && axis == rank.map(|rank| rank as i64 - 1))
     }
 
     fn fact_of_input(&self, node: usize, input: usize) -> Option<&Fact> {
-        let name = self.source.nodes[node].inputs.get(input)?;
-        Some(self.facts.get(name))
+        let name = self.links.node(node).inputs.get(input)?;
+        Some(self.links.fact(name))
     }
 
     /// The product of matrices that the softmax's input `name` is, and the factor between them.
     fn scores(&self, mut name: &'a str) -> Option<(usize, f64)> {
         let mut scale = 1.0;
         loop {
-            let giver = *self.givers.get(name)?;
-            let node = &self.source.nodes[giver];
+            let giver = self.links.giver(name)?;
+            let node = self.links.node(giver);
             match node.standard()? {
                 "MatMul" => return Some((giver, scale)),
                 "Add" => name = self.unmasked(giver)?,
@@ -201,15 +160,15 @@ impl<'a> Search<'a> {
     }
 
     fn is_float(&self, name: &str) -> bool {
-        matches!(self.facts.get(name).dtype, dtype::F16 | dtype::F32)
+        matches!(self.links.fact(name).dtype, dtype::F16 | dtype::F32)
     }
 
     /// The operand of the sum `node` to which nothing is added.
     fn unmasked(&self, node: usize) -> Option<&'a str> {
-        let [a, b] = &self.source.nodes[node].inputs[..] else {
+        let [a, b] = &self.links.node(node).inputs[..] else {
             return None;
         };
-        let is_zero = |name: &str| match &self.facts.get(name).values {
+        let is_zero = |name: &str| match &self.links.fact(name).values {
             Known::Zeros => true,
             Known::Floats(values) => values.iter().all(|v| *v == 0.0),
             _ => false,
@@ -220,16 +179,16 @@ impl<'a> Search<'a> {
             _ => return None,
         };
         // Zeros might make it larger.
-        let output = self.source.nodes[node].outputs.first()?;
-        let dims = |name: &str| self.facts.get(name).dims.as_ref();
+        let output = self.links.node(node).outputs.first()?;
+        let dims = |name: &str| self.links.fact(name).dims.as_ref();
         (dims(output).is_some() && dims(output) == dims(name)).then_some(name)
     }
 
     /// What `node` scales, and with what; 1 for a node that only passes its input on.
     fn scaled(&self, node: usize) -> Option<(&'a str, f64)> {
-        let inputs = &self.source.nodes[node].inputs;
-        let float = |name: &String| self.facts.get(name).float();
-        let op = self.source.nodes[node].standard()?;
+        let inputs = &self.links.node(node).inputs;
+        let float = |name: &String| self.links.fact(name).float();
+        let op = self.links.node(node).standard()?;
         let (name, factor) = match (op, &inputs[..]) {
             ("Identity", [of]) => (of, 1.0),
             ("Mul", [a, b]) => match (float(a), float(b)) {
@@ -241,8 +200,8 @@ impl<'a> Search<'a> {
             _ => return None,
         };
         // A factor with dimensions would add them.
-        let output = self.source.nodes[node].outputs.first()?;
-        let rank = |name: &str| self.facts.get(name).rank();
+        let output = self.links.node(node).outputs.first()?;
+        let rank = |name: &str| self.links.fact(name).rank();
         (rank(output).is_some() && rank(output) == rank(name)).then_some((name, factor))
     }
 
@@ -252,26 +211,26 @@ impl<'a> Search<'a> {
         // From the operand to what it is made of: names, and the nodes between them.
         let (mut names, mut nodes, mut scales) = (vec![name], Vec::new(), vec![1.0]);
         let mut name = name;
-        while let Some(giver) = self.givers.get(name) {
-            let node = &self.source.nodes[*giver];
+        while let Some(giver) = self.links.giver(name) {
+            let node = self.links.node(giver);
             let (of, factor) = match node.standard() {
                 Some("Reshape" | "Transpose") => (node.inputs.first().map(String::as_str), 1.0),
-                Some("Cast") if self.keeps_type(*giver) => {
+                Some("Cast") if self.keeps_type(giver) => {
                     (node.inputs.first().map(String::as_str), 1.0)
                 }
-                _ => match self.scaled(*giver) {
+                _ => match self.scaled(giver) {
                     Some((of, factor)) => (Some(of), factor),
                     None => break,
                 },
             };
             let Some(of) = of else { break };
             names.push(of);
-            nodes.push(*giver);
+            nodes.push(giver);
             scales.push(scales[scales.len() - 1] * factor);
             name = of;
         }
         (0..names.len()).rev().find_map(|i| {
-            let dims = self.facts.get(names[i]).dims.as_ref()?;
+            let dims = self.links.fact(names[i]).dims.as_ref()?;
             let mut layout = Layout::of(dims)?;
             for node in nodes[..i].iter().rev() {
                 layout = self.through(*node, &layout)?;
@@ -289,20 +248,20 @@ impl<'a> Search<'a> {
     fn keeps_type(&self, node: usize) -> bool {
         let from = self.fact_of_input(node, 0).map(|fact| fact.dtype);
         from.is_some_and(|from| {
-            from != 0 && self.details.nodes[node].integer("to", 0) == Some(from)
+            from != 0 && self.links.attributes(node).integer("to", 0) == Some(from)
         })
     }
 
     /// The layout of what `node` makes of a tensor of layout `layout`.
     fn through(&self, node: usize, layout: &Layout) -> Option<Layout> {
-        let of = &self.source.nodes[node];
+        let of = self.links.node(node);
         match of.standard()? {
             "Transpose" => {
-                let order = order(&self.details.nodes[node], layout.groups().len())?;
+                let order = order(self.links.attributes(node), layout.groups().len())?;
                 layout.transposed(&order)
             }
             "Reshape" => {
-                let dims = self.facts.get(of.outputs.first()?).dims.as_ref()?;
+                let dims = self.links.fact(of.outputs.first()?).dims.as_ref()?;
                 layout.reshaped(dims)
             }
             _ => Some(layout.clone()),
@@ -312,8 +271,8 @@ impl<'a> Search<'a> {
     /// The product of matrices that reads the softmax's output `name`, and the name of its other operand.
     fn product(&self, mut name: &'a str) -> Option<(usize, &'a str)> {
         loop {
-            let reader = self.reader(name)?;
-            let node = &self.source.nodes[reader];
+            let reader = self.links.reader(name)?;
+            let node = self.links.node(reader);
             match (node.standard()?, &node.inputs[..]) {
                 ("MatMul", [probabilities, values]) if probabilities == name && values != name => {
                     return Some((reader, values));
@@ -326,30 +285,17 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The only node that reads the values of `name`, which is no output of the graph.
-    fn reader(&self, name: &str) -> Option<usize> {
-        if self.source.outputs.iter().any(|output| output.name == name) {
-            return None;
-        }
-        let readers = self.readers.get(name)?.iter();
-        let mut readers = readers.filter(|i| self.source.nodes[**i].standard() != Some("Shape"));
-        match (readers.next(), readers.next()) {
-            (Some(only), None) => Some(*only),
-            _ => None,
-        }
-    }
-
     /// The tensor `[rows, places, channels]` that becomes of the product of matrices `product`, and what gives it.
     fn output(&self, product: usize, queries: &Operand) -> Option<(usize, &'a str)> {
         let mut layout = Layout::made_of(queries.layout.groups().to_vec());
         let mut giver = product;
         loop {
-            let name = self.source.nodes[giver].outputs.first()?;
+            let name = self.links.node(giver).outputs.first()?;
             if layout.is_by_place() {
                 return Some((giver, name));
             }
-            let reader = self.reader(name)?;
-            match self.source.nodes[reader].standard()? {
+            let reader = self.links.reader(name)?;
+            match self.links.node(reader).standard()? {
                 "Reshape" | "Transpose" | "Identity" => {}
                 "Cast" if self.keeps_type(reader) => {}
                 _ => return None,

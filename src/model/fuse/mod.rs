@@ -1,0 +1,166 @@
+//! Graphs made faster: operators that do at once what an exporter has written as many, and pictures kept with their
+//! channels last, as GPUs compute them.
+//!
+//! Everything is told from the graph itself; what cannot be told for sure stays as it is. Weights are never parsed.
+
+mod attention;
+mod channels_last;
+mod details;
+mod infer;
+mod links;
+mod node;
+mod replace;
+mod size;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use self::details::Details;
+use self::infer::Facts;
+use self::links::Links;
+use super::graph::{FILE_LIMIT, Graph};
+use super::scan::Source;
+use super::split::Split;
+use super::wire::Reader;
+use crate::error::Result;
+
+/// What is to be made faster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fusions {
+    /// One operator for each attention.
+    pub attention: bool,
+    /// Convolutions, and what is between them, on pictures whose channels are last.
+    pub channels_last: bool,
+}
+
+impl Fusions {
+    /// The graph as it was exported.
+    pub const NONE: Self = Self {
+        attention: false,
+        channels_last: false,
+    };
+    /// One operator for each attention.
+    pub const ATTENTION: Self = Self {
+        attention: true,
+        channels_last: false,
+    };
+    /// All there are.
+    pub const ALL: Self = Self {
+        attention: true,
+        channels_last: true,
+    };
+}
+
+/// How much of a graph was made faster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Attentions that are one operator now.
+    pub attentions: usize,
+    /// Softmaxes that the graph had, each of which is an attention at most.
+    pub softmaxes: usize,
+    /// Convolutions of pictures whose channels are last now.
+    pub channels_last: usize,
+    /// Convolutions that the graph had.
+    pub convolutions: usize,
+}
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            attentions: self.attentions + other.attentions,
+            softmaxes: self.softmaxes + other.softmaxes,
+            channels_last: self.channels_last + other.channels_last,
+            convolutions: self.convolutions + other.convolutions,
+        }
+    }
+}
+
+/// A graph with fused operators. The file that it was made of stays open.
+#[derive(Debug)]
+pub struct Fused {
+    path: PathBuf,
+    file: File,
+    source: Source,
+    counts: Counts,
+}
+
+impl Fused {
+    /// Makes what `fusions` say of the ONNX file at `path`, whose header is `graph`. Its inputs have the rows of a call along
+    /// their first dimension, unless it is fixed. What none of its outputs needs then is left out.
+    ///
+    /// `None` if there is nothing to fuse.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::error::Error::NotFound) if the file cannot be read,
+    /// [`Error::Invalid`](crate::error::Error::Invalid) if it is not an ONNX graph.
+    pub fn open(path: &Path, graph: &Graph, fusions: Fusions) -> Result<Option<Self>> {
+        let details = Details::read(&mut Reader::open(path, FILE_LIMIT)?)?;
+        let mut reader = Reader::open(path, FILE_LIMIT)?;
+        let mut source = Source::read(&mut reader)?;
+        if details.nodes.len() != source.nodes.len() {
+            return Err(reader.invalid("has changed while it was read"));
+        }
+        let count = |op: &str| {
+            let nodes = source.nodes.iter();
+            nodes.filter(|node| node.standard() == Some(op)).count()
+        };
+        let mut counts = Counts {
+            softmaxes: count("Softmax"),
+            convolutions: count("Conv"),
+            ..Counts::default()
+        };
+        let (attentions, others) = {
+            let facts = Facts::new(&source, &details, graph);
+            let Some(links) = Links::new(&source, &details, &facts) else {
+                return Ok(None);
+            };
+            let attentions = match fusions.attention {
+                true => attention::find(&links),
+                false => Vec::new(),
+            };
+            let others = match fusions.channels_last {
+                true => channels_last::find(&links),
+                false => channels_last::Found::default(),
+            };
+            (attentions, others)
+        };
+        let givers = |found: &[replace::Replacement]| -> HashSet<usize> {
+            found.iter().map(|replacement| replacement.giver).collect()
+        };
+        let (of_attentions, of_convolutions) = (givers(&attentions), givers(&others.convolutions));
+        let all = attentions.into_iter().chain(others.all());
+        let made = replace::replace(&mut source, all.collect());
+        counts.attentions = made.intersection(&of_attentions).count();
+        counts.channels_last = made.intersection(&of_convolutions).count();
+        Ok((!made.is_empty()).then(|| Self {
+            path: path.to_owned(),
+            file: reader.into_file(),
+            source,
+            counts,
+        }))
+    }
+
+    /// How much was made faster.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The number of nodes that are left.
+    pub fn nodes(&self) -> usize {
+        self.source.nodes.len()
+    }
+
+    /// The graph as the bytes of an ONNX model. External data is where the original has it, relative to its folder.
+    pub fn model(&self) -> Result<Vec<u8>> {
+        replace::model(&self.source, &self.file, &self.path)
+    }
+
+    /// The same split in two, as [`Split::open`] does it to a file.
+    pub fn split(self, live: &str, output: &str) -> Result<Option<Split>> {
+        Split::of(self.path, self.file, self.source, live, output)
+    }
+}
