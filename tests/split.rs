@@ -130,7 +130,6 @@ impl Halves {
 
 /// What is found of how a graph splits, for people.
 #[derive(Debug)]
-#[expect(dead_code, reason = "printed")]
 struct Found {
     /// Nodes of the whole graph, the slow and the fast one.
     nodes: [usize; 3],

@@ -128,9 +128,10 @@ impl<'a> Facts<'a> {
                 facts.tensors.insert(&weight.name, Fact::of(constant));
             }
         }
+        let ports = graph.inputs.iter().map(|port| (port.name.as_str(), port));
+        let ports: HashMap<_, _> = ports.collect();
         for input in &source.inputs {
-            let mut ports = graph.inputs.iter();
-            let Some(port) = ports.find(|port| port.name == input.name) else {
+            let Some(port) = ports.get(input.name.as_str()) else {
                 continue;
             };
             let size = |(i, size): (usize, &Option<usize>)| match size {

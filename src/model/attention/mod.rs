@@ -14,6 +14,8 @@ mod infer;
 mod layout;
 mod rewrite;
 mod size;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -17,14 +17,25 @@ const VERSION: i64 = 1;
 /// The operator, in ONNX Runtime since 1.14. It takes queries, keys and values `[rows, places, channels]`.
 const OPERATOR: &str = "MultiHeadAttention";
 
+/// How often attentions may be given up because of others: no exporter's are tangled up at all.
+const ROUNDS: usize = 64;
+
 /// Puts the operator in the place of each of `attentions` and takes out what nobody needs any more. An attention of which
 /// something else needs a part stays as it is. Gives the number of those that were fused.
 pub(super) fn rewrite(source: &mut Source, attentions: Vec<Attention>) -> usize {
     let mut at: HashMap<usize, Attention> = attentions.into_iter().map(|a| (a.giver, a)).collect();
+    let mut rounds = 0;
     let needed = loop {
         let needed = needed(source, &at);
         let before = at.len();
-        at.retain(|giver, attention| needed[*giver] && !needed[attention.softmax]);
+        rounds += 1;
+        if rounds == ROUNDS {
+            at.clear();
+        }
+        at.retain(|giver, attention| {
+            let mut inside = attention.inside.iter().filter(|node| *node != giver);
+            needed[*giver] && inside.all(|node| !needed[*node])
+        });
         if at.len() == before {
             break needed;
         }
