@@ -116,6 +116,46 @@ fn unets_of_all_architectures_and_exporters() {
     check(&demo, 1);
 }
 
+/// Autoencoders, of which attention is left as it is: factors alone are written in where they were worked out.
+#[test]
+fn autoencoders_work_out_no_factors() {
+    let mut changed = 0;
+    for entry in fs::read_dir(data("models")).unwrap() {
+        for component in ["vae_encoder", "vae_decoder"] {
+            let path = entry.as_ref().unwrap().path().join(component);
+            let path = path.join("model.onnx");
+            if !path.exists() {
+                continue;
+            }
+            let name = path.display();
+            let exported = fs::read(&path).unwrap();
+            let ops = ["Softmax", "MatMul", "Conv"];
+            let (sums, roots) = (count(&exported, ops), count(&exported, ["Sqrt"]));
+            let header = Graph::open(&path).unwrap();
+            let Some(folded) = Fused::open_unfused(&path, &header).unwrap() else {
+                assert_eq!(roots, [0], "{name}");
+                continue;
+            };
+            changed += 1;
+            let model = folded.model().unwrap();
+            assert_eq!(count(&model, ["Sqrt"]), [0], "{name}");
+            assert_eq!(count(&model, ops), sums, "{name}");
+            let mut folded = from_memory(&model, path.parent().unwrap()).unwrap();
+            let mut exported = from_file(&path);
+            let shapes = shapes(&path, (16, 24));
+            let feed = batch(&[1, 2].map(|seed| row(&shapes, 0.0, seed)));
+            let output = &header.outputs[0].name;
+            let [found, expected] =
+                [&mut folded, &mut exported].map(|s| run(s, &feed).remove(output).unwrap());
+            let difference = difference(&found, &expected);
+            println!("{name}: largest difference {difference:.1e}");
+            assert!(difference < 1e-6, "{name}: {difference:.1e}");
+        }
+    }
+    // Optimum's.
+    assert_eq!(changed, 6);
+}
+
 #[test]
 fn a_graph_without_attention_is_left_as_it_is() {
     assert!(fused(&data("odd/unet/model.onnx")).is_none());

@@ -46,9 +46,14 @@ impl Message {
 
     /// Appends field `number` with text.
     pub fn string(&mut self, number: u64, text: &str) {
+        self.data(number, text.as_bytes());
+    }
+
+    /// Appends field `number` with bytes.
+    pub fn data(&mut self, number: u64, bytes: &[u8]) {
         self.tag(number, 2);
-        self.varint(text.len() as u64);
-        self.bytes(text.as_bytes());
+        self.varint(bytes.len() as u64);
+        self.bytes(bytes);
     }
 
     /// Appends field `number` with a message.

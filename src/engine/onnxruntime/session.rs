@@ -16,6 +16,8 @@ use super::library::{self, Runtime};
 use super::provider::Provider;
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::model::Fused;
 use crate::model::{Component, ComponentFile, Dtype, Port};
 
 /// ONNX Runtime's option for where the external data of a graph in memory lies.
@@ -80,6 +82,26 @@ impl Session {
         })
     }
 
+    /// The same without moving tensors between the GPU and main memory, where that is for floats which the graph works out
+    /// from sizes; as the file has it if that cannot be done.
+    #[cfg(feature = "cuda")]
+    pub fn open_folded(file: &ComponentFile, provider: &Provider) -> Result<Self> {
+        let inputs: Vec<_> = (file.inputs.iter())
+            .map(|(_, port)| port.name.as_str())
+            .collect();
+        let outputs = [file.output.name.as_str()];
+        let folded = || {
+            Self::can_read_parts_of(file).ok()?;
+            let folded = Fused::open_unfused(&file.path, &file.graph).ok()??;
+            let model = folded.model().ok()?;
+            Self::from_memory(file, &model, &inputs, &outputs, provider).ok()
+        };
+        match folded() {
+            Some(session) => Ok(session),
+            None => Self::open(file, provider),
+        }
+    }
+
     /// Loads a part of a component's graph, given as the bytes of an ONNX file. Its external data is looked for in the
     /// component's folder.
     pub fn from_memory(
@@ -120,8 +142,19 @@ impl Session {
         })
     }
 
+    /// An error that says why, unless ONNX Runtime can read a graph that is made of pieces of `file`.
+    pub fn can_read_parts_of(file: &ComponentFile) -> std::result::Result<(), String> {
+        let external = !file.graph.external_files.is_empty();
+        if external && !Self::finds_external_data().map_err(|e| e.to_string())? {
+            return Err(
+                "ONNX Runtime before 1.21 cannot read parts of a graph with external data".into(),
+            );
+        }
+        Ok(())
+    }
+
     /// Whether the external data of a graph in memory is found: ONNX Runtime 1.21 learnt it.
-    pub fn finds_external_data() -> Result<bool> {
+    fn finds_external_data() -> Result<bool> {
         let mut parts = library::runtime()?
             .version
             .split('.')

@@ -10,6 +10,7 @@
 
 mod details;
 mod find;
+mod fold;
 mod infer;
 mod layout;
 mod rewrite;
@@ -28,7 +29,7 @@ use super::split::Split;
 use super::wire::Reader;
 use crate::error::Result;
 
-/// A graph with fused attentions. The file that it was made of stays open.
+/// A graph with fused attentions, and with floats written in that it worked out from sizes. The file that it was made of stays open.
 #[derive(Debug)]
 pub struct Fused {
     path: PathBuf,
@@ -39,31 +40,52 @@ pub struct Fused {
 }
 
 impl Fused {
-    /// Fuses what attentions can be told for sure in the ONNX file at `path`, whose header is `graph`. Its inputs
-    /// have the rows of a call along their first dimension, unless it is fixed. What none of its outputs needs then is
-    /// left out.
+    /// Fuses what attentions can be told for sure in the ONNX file at `path`, whose header is `graph`, and writes in floats
+    /// that it works out from sizes. Its inputs have the rows of a call along their first dimension, unless it is fixed.
+    /// What none of its outputs needs then is left out.
     ///
-    /// `None` if there is nothing to fuse.
+    /// `None` if there is nothing to be done.
     ///
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::error::Error::NotFound) if the file cannot be read,
     /// [`Error::Invalid`](crate::error::Error::Invalid) if it is not an ONNX graph.
     pub fn open(path: &Path, graph: &Graph) -> Result<Option<Self>> {
+        Self::rewritten(path, graph, true)
+    }
+
+    /// The same with attentions left as they are, for heads that are too large to gain by it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_unfused(path: &Path, graph: &Graph) -> Result<Option<Self>> {
+        Self::rewritten(path, graph, false)
+    }
+
+    fn rewritten(path: &Path, graph: &Graph, fuses: bool) -> Result<Option<Self>> {
         let details = Details::read(&mut Reader::open(path, FILE_LIMIT)?)?;
         let mut reader = Reader::open(path, FILE_LIMIT)?;
         let mut source = Source::read(&mut reader)?;
         if details.nodes.len() != source.nodes.len() {
             return Err(reader.invalid("has changed while it was read"));
         }
-        let attentions = {
+        let (attentions, constants) = {
             let facts = Facts::new(&source, &details, graph);
-            find::find(&source, &details, &facts)
+            let attentions = match fuses {
+                true => find::find(&source, &details, &facts),
+                false => Vec::new(),
+            };
+            (attentions, fold::find(&source, &facts))
         };
         let is_softmax = |node: &&super::scan::Node| node.standard() == Some("Softmax");
         let softmaxes = source.nodes.iter().filter(is_softmax).count();
+        let folded = constants.len();
+        for (i, constant) in constants {
+            source.nodes[i] = constant;
+        }
         let fused = rewrite::rewrite(&mut source, attentions);
-        Ok((fused > 0).then(|| Self {
+        Ok((fused + folded > 0).then(|| Self {
             path: path.to_owned(),
             file: reader.into_file(),
             source,

@@ -40,16 +40,13 @@ pub(super) fn rewrite(source: &mut Source, attentions: Vec<Attention>) -> usize 
             break needed;
         }
     };
-    if at.is_empty() {
-        return 0;
-    }
     let nodes = std::mem::take(&mut source.nodes);
     let nodes = nodes.into_iter().zip(needed).enumerate();
     source.nodes = nodes
         .filter(|(_, (_, needed))| *needed)
         .map(|(i, (node, _))| at.get(&i).map_or(node, operator))
         .collect();
-    if !source.domains.iter().any(|domain| domain == DOMAIN) {
+    if !at.is_empty() && !source.domains.iter().any(|domain| domain == DOMAIN) {
         let mut import = Message::default();
         import.string(1, DOMAIN);
         import.integer(2, VERSION);

@@ -71,7 +71,14 @@ fn load(
         batch,
         ..
     } = unet;
-    let session = |file: &ComponentFile| Session::open(file, &on.frames).map(Arc::new);
+    let session = |file: &ComponentFile| {
+        let session = match on.attention {
+            // The one head of an autoencoder is larger than the kernels of flash attention take.
+            Attention::Fused => Session::open_folded(file, &on.frames),
+            Attention::Exported => Session::open(file, &on.frames),
+        };
+        session.map(Arc::new)
+    };
     tell(Component::VaeEncoder)?;
     let vae_encoder = session(folder.vae_encoder())?;
     tell(Component::VaeDecoder)?;

@@ -196,24 +196,13 @@ impl Parts {
 /// The graph of `file` with fused attentions; an error says why there is none.
 fn fused(file: &ComponentFile) -> Attempt<Fused> {
     let fused = Fused::open(&file.path, &file.graph).map_err(|e| e.to_string())?;
-    can_be_read_in_parts(file)?;
+    Session::can_read_parts_of(file)?;
     fused.ok_or_else(|| "the graph has none that could be told for sure".into())
 }
 
 /// How many attentions of how many are fused, for people.
 fn told([fused, all]: [usize; 2]) -> String {
     format!("{fused} of {all} attentions fused")
-}
-
-/// An error unless ONNX Runtime can read a graph that is made of pieces of `file`.
-fn can_be_read_in_parts(file: &ComponentFile) -> Attempt<()> {
-    let external = !file.graph.external_files.is_empty();
-    if external && !Session::finds_external_data().map_err(|e| e.to_string())? {
-        return Err(
-            "ONNX Runtime before 1.21 cannot read parts of a graph with external data".into(),
-        );
-    }
-    Ok(())
 }
 
 impl Cut {
@@ -236,7 +225,7 @@ impl Cut {
         let split = split
             .map_err(said)?
             .ok_or("all that costs time depends on the latent")?;
-        can_be_read_in_parts(file)?;
+        Session::can_read_parts_of(file)?;
         let inputs: Vec<&str> = split.slow_inputs().collect();
         let computed: Vec<_> = split.boundary().iter().filter(|b| !b.is_input).collect();
         let outputs: Vec<&str> = computed.iter().map(|b| b.name.as_str()).collect();
