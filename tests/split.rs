@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gststreamdiffusion::model::{Boundary, Fused, Graph, Split, TensorType};
+use gststreamdiffusion::model::{Boundary, Fused, Fusions, Graph, Split, TensorType};
 use onnx::run::{Array, Feed, batch, difference, from_file, from_memory, row, run, shapes, types};
 use ort::session::Session;
 
@@ -42,7 +42,9 @@ impl Halves {
                 fs::read(path).unwrap(),
             ),
             true => {
-                let fused = Fused::open(path, &header).unwrap().unwrap();
+                let fused = Fused::open(path, &header, Fusions::ATTENTION)
+                    .unwrap()
+                    .unwrap();
                 let model = fused.model().unwrap();
                 (fused.split("sample", "out_sample"), model)
             }
@@ -130,7 +132,6 @@ impl Halves {
 
 /// What is found of how a graph splits, for people.
 #[derive(Debug)]
-#[expect(dead_code, reason = "printed")]
 struct Found {
     /// Nodes of the whole graph, the slow and the fast one.
     nodes: [usize; 3],

@@ -1,6 +1,9 @@
 //! As much of ONNX files as tells which node reads what, for tests that follow tensors through a graph. Independent of
 //! the code under test. Field numbers are those of onnx.proto.
 
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
 pub mod run;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

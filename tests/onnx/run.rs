@@ -60,6 +60,17 @@ pub fn from_memory(model: &[u8], folder: &Path) -> ort::Result<Session> {
         .commit_from_memory(model)
 }
 
+/// The same on the first NVIDIA GPU, with products of matrices in full precision.
+pub fn on_gpu(model: &[u8]) -> Session {
+    let cuda = ort::ep::CUDA::default().with_tf32(false).build();
+    Session::builder(environment())
+        .unwrap()
+        .with_execution_providers([cuda.error_on_failure()])
+        .unwrap()
+        .commit_from_memory(model)
+        .unwrap()
+}
+
 pub fn from_file(path: &Path) -> Session {
     Session::builder(environment())
         .unwrap()
@@ -97,6 +108,15 @@ impl Array {
             f64::from((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
         };
         Self::new(dims, (0..dims.iter().product()).map(next).collect())
+    }
+
+    /// The same, rounded to f16.
+    pub fn rounded_noise(dims: &[usize], seed: u64) -> Self {
+        let mut noise = Self::noise(dims, seed);
+        for x in &mut noise.data {
+            *x = f16::from_f64(*x).to_f64();
+        }
+        noise
     }
 
     /// Tensors put together along axis 0.

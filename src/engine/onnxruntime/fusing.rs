@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::provider::Providers;
+use super::provider::Provider;
 use super::session::Session;
 use crate::error::Result;
 use crate::model::{ComponentFile, Counts, Fused, Fusions};
@@ -14,7 +14,7 @@ pub(super) type Attempt<T> = std::result::Result<T, String>;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Told {
     counts: Counts,
-    /// Of graphs that have to run as they were exported.
+    /// Of graphs that could not be had as they were wanted.
     why: Vec<String>,
 }
 
@@ -27,16 +27,12 @@ impl Told {
         }
     }
 
-    /// Of the graph of `file`, which is as it was exported though it was not to be, if a reason is given.
-    pub fn exported(file: &ComponentFile, why: Option<String>) -> Self {
+    /// The same of the graph of `file`, which could not be had as it was wanted if a reason is given.
+    pub fn less(mut self, file: &ComponentFile, why: Option<String>) -> Self {
         let name = file.component.folder();
-        Self {
-            counts: Counts::default(),
-            why: why
-                .map(|why| format!("{name} as exported: {why}"))
-                .into_iter()
-                .collect(),
-        }
+        self.why
+            .extend(why.map(|why| format!("{name} not as fast as it could be: {why}")));
+        self
     }
 
     /// What was made faster in these graphs and in others.
@@ -71,37 +67,46 @@ impl fmt::Display for Told {
 
 /// What to try one after the other, before the graph as it was exported: an ONNX Runtime may have one operator and not
 /// another.
-pub(super) fn attempts(wanted: Fusions) -> Vec<Fusions> {
-    match wanted {
-        Fusions::NONE => Vec::new(),
-        Fusions::ALL => vec![Fusions::ALL, Fusions::ATTENTION],
-        other => vec![other],
-    }
+pub(super) fn attempts(wanted: Option<Fusions>) -> Vec<Fusions> {
+    let Some(wanted) = wanted else {
+        return Vec::new();
+    };
+    let in_place = Fusions {
+        channels_last: false,
+        ..wanted
+    };
+    let mut attempts = vec![wanted, in_place, Fusions::NONE];
+    attempts.dedup();
+    attempts
 }
 
 /// The graph of `file` with fused operators; an error says why there is none.
 pub(super) fn fused(file: &ComponentFile, fusions: Fusions) -> Attempt<Fused> {
     let fused = Fused::open(&file.path, &file.graph, fusions).map_err(|e| e.to_string())?;
-    can_be_read_in_parts(file)?;
+    Session::can_read_parts_of(file)?;
     fused.ok_or_else(|| "nothing in the graph could be told for sure".into())
 }
 
-/// Loads the graph of `file` in one piece, made faster as `providers` ask.
-pub(super) fn open(file: &ComponentFile, providers: &Providers) -> Result<(Session, Told)> {
+/// Loads the graph of `file` in one piece, with these fusions as far as they can be had.
+pub(super) fn open(
+    file: &ComponentFile,
+    fusions: Option<Fusions>,
+    provider: &Provider,
+) -> Result<(Session, Told)> {
     let mut why = None;
-    for fusions in attempts(providers.fusions) {
-        match fused(file, fusions).and_then(|fused| load(file, &fused, providers)) {
-            Ok(loaded) => return Ok(loaded),
+    for fusions in attempts(fusions) {
+        match fused(file, fusions).and_then(|fused| load(file, &fused, provider)) {
+            Ok((session, told)) => return Ok((session, told.less(file, why))),
             // What was wanted most is told.
             Err(said) => why = why.or(Some(said)),
         }
     }
     // Whatever is wrong with it comes out here.
-    let session = Session::open(file, &providers.frames)?;
-    Ok((session, Told::exported(file, why)))
+    let session = Session::open(file, provider)?;
+    Ok((session, Told::default().less(file, why)))
 }
 
-fn load(file: &ComponentFile, fused: &Fused, providers: &Providers) -> Attempt<(Session, Told)> {
+fn load(file: &ComponentFile, fused: &Fused, provider: &Provider) -> Attempt<(Session, Told)> {
     let inputs: Vec<_> = file
         .inputs
         .iter()
@@ -109,20 +114,9 @@ fn load(file: &ComponentFile, fused: &Fused, providers: &Providers) -> Attempt<(
         .collect();
     let outputs = [file.output.name.as_str()];
     let session = (fused.model())
-        .and_then(|model| Session::from_memory(file, &model, &inputs, &outputs, &providers.frames))
+        .and_then(|model| Session::from_memory(file, &model, &inputs, &outputs, provider))
         .map_err(|e| e.to_string())?;
     Ok((session, Told::of(fused)))
-}
-
-/// An error unless ONNX Runtime can read a graph that is made of pieces of `file`.
-pub(super) fn can_be_read_in_parts(file: &ComponentFile) -> Attempt<()> {
-    let external = !file.graph.external_files.is_empty();
-    if external && !Session::finds_external_data().map_err(|e| e.to_string())? {
-        return Err(
-            "ONNX Runtime before 1.21 cannot read parts of a graph with external data".into(),
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -143,19 +137,27 @@ mod tests {
         };
         assert_eq!(counts(32, 0).to_string(), ", 32 of 32 attentions fused");
         let why = Told {
-            why: vec!["vae_decoder as exported: it is so".into()],
+            why: vec!["vae_decoder not as fast as it could be: it is so".into()],
             ..Told::default()
         };
         assert_eq!(
             counts(30, 66).and(counts(0, 1)).and(why).to_string(),
-            ", 30 of 64 attentions fused, 67 of 132 convolutions with channels last, vae_decoder as exported: it is so"
+            ", 30 of 64 attentions fused, 67 of 132 convolutions with channels last, vae_decoder not as fast as it could be: it is so"
         );
     }
 
     #[test]
     fn an_operator_that_is_missing_does_not_cost_the_other() {
-        assert_eq!(attempts(Fusions::NONE), []);
-        assert_eq!(attempts(Fusions::ALL), [Fusions::ALL, Fusions::ATTENTION]);
-        assert_eq!(attempts(Fusions::ATTENTION), [Fusions::ATTENTION]);
+        let nothing = Fusions::NONE;
+        assert_eq!(attempts(None), []);
+        assert_eq!(attempts(Some(nothing)), [nothing]);
+        assert_eq!(
+            attempts(Some(Fusions::ATTENTION)),
+            [Fusions::ATTENTION, nothing]
+        );
+        assert_eq!(
+            attempts(Some(Fusions::ALL)),
+            [Fusions::ALL, Fusions::ATTENTION, nothing]
+        );
     }
 }

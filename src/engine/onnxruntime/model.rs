@@ -35,7 +35,7 @@ impl OnnxModel {
     /// The same with the attentions of the U-Net fused, to compare; with `split`, what it can compute ahead is split from
     /// it.
     pub fn open_fused(folder: &ModelFolder, split: bool) -> Result<Self> {
-        Self::load(folder, split, Fusions::ATTENTION, &silent)
+        Self::load(folder, split, Some(Fusions::ATTENTION), &silent)
     }
 
     /// The same with the U-Net in one piece, to compare.
@@ -44,14 +44,14 @@ impl OnnxModel {
     }
 
     /// How a processor runs attentions best: products of matrices are what it is good at.
-    fn usual() -> Fusions {
-        fusions_or_asked(Fusions::NONE)
+    fn usual() -> Option<Fusions> {
+        fusions_or_asked(None)
     }
 
     fn load(
         folder: &ModelFolder,
         split: bool,
-        fusions: Fusions,
+        fusions: Option<Fusions>,
         tell: Telling<'_>,
     ) -> Result<Self> {
         let on = Providers {

@@ -22,35 +22,30 @@ pub(super) struct Providers {
     pub texts: Provider,
     /// Those that run for every frame.
     pub frames: Provider,
-    /// What is made faster in the graphs of the latter.
-    pub fusions: Fusions,
+    /// What is made faster in the graphs of the latter; `None` if they run as they were exported.
+    pub fusions: Option<Fusions>,
 }
 
-/// Chooses [`Fusions`] by name, for measurements, on any provider: `attention`, `channels-last`, both with a comma between,
-/// or `none`.
+/// Chooses [`Fusions`] by name, for measurements, on any provider: `attention`, `channels-last`, both with a comma between, or
+/// `exported`.
 const FUSIONS: &str = "STREAMDIFFUSION_ONNXRUNTIME_FUSIONS";
 
 /// `usual`, or what the environment asks for.
-pub(super) fn fusions_or_asked(usual: Fusions) -> Fusions {
+pub(super) fn fusions_or_asked(usual: Option<Fusions>) -> Option<Fusions> {
     choose(&std::env::var(FUSIONS).unwrap_or_default(), usual)
 }
 
-fn choose(named: &str, usual: Fusions) -> Fusions {
-    named
-        .split(',')
-        .map(str::trim)
-        .fold(Fusions::NONE, |chosen, name| match name {
-            "attention" => Fusions {
-                attention: true,
-                ..chosen
-            },
-            "channels-last" => Fusions {
-                channels_last: true,
-                ..chosen
-            },
-            "none" => chosen,
-            _ => usual,
-        })
+fn choose(named: &str, usual: Option<Fusions>) -> Option<Fusions> {
+    let named: Vec<_> = named.split(',').map(str::trim).collect();
+    let chosen = Fusions {
+        attention: named.contains(&"attention"),
+        channels_last: named.contains(&"channels-last"),
+    };
+    match named[..] {
+        ["exported"] => None,
+        _ if chosen == Fusions::NONE => usual,
+        _ => Some(chosen),
+    }
 }
 
 impl Provider {
@@ -79,14 +74,17 @@ mod tests {
 
     #[test]
     fn graphs_are_made_faster_as_asked() {
-        for usual in [Fusions::ALL, Fusions::NONE] {
+        for usual in [Some(Fusions::ALL), None] {
             assert_eq!(choose("", usual), usual);
             assert_eq!(choose("other", usual), usual);
-            assert_eq!(choose("none", usual), Fusions::NONE);
-            assert_eq!(choose("attention", usual), Fusions::ATTENTION);
-            assert_eq!(choose("channels-last, attention", usual), Fusions::ALL);
+            assert_eq!(choose("exported", usual), None);
+            assert_eq!(choose("attention", usual), Some(Fusions::ATTENTION));
+            assert_eq!(
+                choose("channels-last, attention", usual),
+                Some(Fusions::ALL)
+            );
+            let only = choose("channels-last", usual).unwrap();
+            assert!(only.channels_last && !only.attention);
         }
-        let only = choose("channels-last", Fusions::NONE);
-        assert!(only.channels_last && !only.attention);
     }
 }

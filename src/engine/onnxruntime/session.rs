@@ -120,8 +120,19 @@ impl Session {
         })
     }
 
+    /// An error that says why, unless ONNX Runtime can read a graph that is made of pieces of `file`.
+    pub fn can_read_parts_of(file: &ComponentFile) -> std::result::Result<(), String> {
+        let external = !file.graph.external_files.is_empty();
+        if external && !Self::finds_external_data().map_err(|e| e.to_string())? {
+            return Err(
+                "ONNX Runtime before 1.21 cannot read parts of a graph with external data".into(),
+            );
+        }
+        Ok(())
+    }
+
     /// Whether the external data of a graph in memory is found: ONNX Runtime 1.21 learnt it.
-    pub fn finds_external_data() -> Result<bool> {
+    fn finds_external_data() -> Result<bool> {
         let mut parts = library::runtime()?
             .version
             .split('.')

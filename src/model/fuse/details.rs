@@ -7,6 +7,8 @@ use half::f16;
 use crate::error::Result;
 use crate::model::wire::{Field, Reader};
 
+/// The most dimensions of a tensor.
+pub(super) const DIMENSIONS: usize = 16;
 /// The most values of a constant that are looked at: shapes, axes, factors and what normalises groups have fewer.
 pub(super) const SMALL: usize = 64;
 /// The most bytes of them, however they are written.

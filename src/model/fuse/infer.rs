@@ -9,7 +9,7 @@ pub(super) mod shapes;
 
 use std::collections::HashMap;
 
-use super::details::{Attributes, Constant, Details, SMALL, Values, dtype};
+use super::details::{Attributes, Constant, DIMENSIONS, Details, Values, dtype};
 use super::size::Size;
 use crate::model::graph::Graph;
 use crate::model::scan::{Node, Source};
@@ -128,9 +128,10 @@ impl<'a> Facts<'a> {
                 facts.tensors.insert(&weight.name, Fact::of(constant));
             }
         }
+        let ports = graph.inputs.iter().map(|port| (port.name.as_str(), port));
+        let ports: HashMap<_, _> = ports.collect();
         for input in &source.inputs {
-            let mut ports = graph.inputs.iter();
-            let Some(port) = ports.find(|port| port.name == input.name) else {
+            let Some(port) = ports.get(input.name.as_str()) else {
                 continue;
             };
             let size = |(i, size): (usize, &Option<usize>)| match size {
@@ -168,7 +169,7 @@ impl<'a> Facts<'a> {
         self.names = names;
         found.resize(node.outputs.len(), Fact::default());
         for (name, mut fact) in node.outputs.iter().zip(found) {
-            if fact.rank().is_some_and(|rank| rank > SMALL) {
+            if fact.rank().is_some_and(|rank| rank > DIMENSIONS) {
                 fact = Fact::default();
             }
             if !name.is_empty() {

@@ -6,6 +6,7 @@
 mod attention;
 mod channels_last;
 mod details;
+mod fold;
 mod infer;
 mod links;
 mod node;
@@ -25,7 +26,7 @@ use super::split::Split;
 use super::wire::Reader;
 use crate::error::Result;
 
-/// What is to be made faster.
+/// What is to be made faster, besides that floats are written in that a graph works out from sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fusions {
     /// One operator for each attention.
@@ -35,7 +36,7 @@ pub struct Fusions {
 }
 
 impl Fusions {
-    /// The graph as it was exported.
+    /// Nothing else.
     pub const NONE: Self = Self {
         attention: false,
         channels_last: false,
@@ -91,7 +92,7 @@ impl Fused {
     /// Makes what `fusions` say of the ONNX file at `path`, whose header is `graph`. Its inputs have the rows of a call along
     /// their first dimension, unless it is fixed. What none of its outputs needs then is left out.
     ///
-    /// `None` if there is nothing to fuse.
+    /// `None` if there is nothing to be done.
     ///
     /// # Errors
     ///
@@ -113,7 +114,7 @@ impl Fused {
             convolutions: count("Conv"),
             ..Counts::default()
         };
-        let (attentions, others) = {
+        let (attentions, others, constants) = {
             let facts = Facts::new(&source, &details, graph);
             let Some(links) = Links::new(&source, &details, &facts) else {
                 return Ok(None);
@@ -126,8 +127,12 @@ impl Fused {
                 true => channels_last::find(&links),
                 false => channels_last::Found::default(),
             };
-            (attentions, others)
+            (attentions, others, fold::find(&source, &facts))
         };
+        let folded = constants.len();
+        for (i, constant) in constants {
+            source.nodes[i] = constant;
+        }
         let givers = |found: &[replace::Replacement]| -> HashSet<usize> {
             found.iter().map(|replacement| replacement.giver).collect()
         };
@@ -136,7 +141,7 @@ impl Fused {
         let made = replace::replace(&mut source, all.collect());
         counts.attentions = made.intersection(&of_attentions).count();
         counts.channels_last = made.intersection(&of_convolutions).count();
-        Ok((!made.is_empty()).then(|| Self {
+        Ok((made.len() + folded > 0).then(|| Self {
             path: path.to_owned(),
             file: reader.into_file(),
             source,

@@ -10,6 +10,9 @@ use crate::model::assemble::Choice;
 use crate::model::scan::{Node, Source};
 use crate::model::write::Message;
 
+/// How often replacements may be given up because of others: no exporter's are tangled up at all.
+const ROUNDS: usize = 64;
+
 /// Nodes that take the place of others.
 #[derive(Debug)]
 pub(super) struct Replacement {
@@ -37,18 +40,23 @@ impl Replacement {
 pub(super) fn replace(source: &mut Source, replacements: Vec<Replacement>) -> HashSet<usize> {
     let mut at: HashMap<usize, Replacement> =
         replacements.into_iter().map(|r| (r.giver, r)).collect();
+    let mut rounds = 0;
     let needed = loop {
         let needed = needed(source, &at);
         let before = at.len();
-        at.retain(|giver, r| needed[*giver] && r.absorbed.iter().all(|node| !needed[*node]));
+        rounds += 1;
+        if rounds == ROUNDS {
+            at.clear();
+        }
+        at.retain(|giver, replacement| {
+            let mut absorbed = replacement.absorbed.iter().filter(|node| *node != giver);
+            needed[*giver] && absorbed.all(|node| !needed[*node])
+        });
         if at.len() == before {
             break needed;
         }
     };
     let made: HashSet<usize> = at.keys().copied().collect();
-    if made.is_empty() {
-        return made;
-    }
     let nodes = std::mem::take(&mut source.nodes);
     let nodes = nodes.into_iter().zip(needed).enumerate();
     source.nodes = nodes
@@ -58,7 +66,7 @@ pub(super) fn replace(source: &mut Source, replacements: Vec<Replacement>) -> Ha
             None => vec![node],
         })
         .collect();
-    if !source.domains.iter().any(|domain| domain == DOMAIN) {
+    if !made.is_empty() && !source.domains.iter().any(|domain| domain == DOMAIN) {
         let mut import = Message::default();
         import.string(1, DOMAIN);
         import.integer(2, VERSION);

@@ -1,6 +1,6 @@
 //! Sizes that are known, or known to be equal: a whole number times sizes that have a name.
 
-use super::details::SMALL;
+use super::details::DIMENSIONS;
 
 /// The size of a dimension: a factor and named sizes, multiplied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Size {
     pub fn times(&self, other: &Self) -> Option<Self> {
         let mut names = [&self.names[..], &other.names].concat();
         names.sort_unstable();
-        (names.len() <= SMALL).then_some(Self {
+        (names.len() <= DIMENSIONS).then_some(Self {
             factor: self.factor.checked_mul(other.factor)?,
             names,
         })

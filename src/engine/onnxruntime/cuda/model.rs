@@ -38,19 +38,19 @@ pub fn open_whole(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
 
 /// The same with the graphs run as they were exported, to compare.
 pub fn open_exported(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, true, Fusions::NONE, &silent)
+    load(folder, cuda, true, None, &silent)
 }
 
 /// What a GPU runs fastest.
-fn usual() -> Fusions {
-    fusions_or_asked(Fusions::ALL)
+fn usual() -> Option<Fusions> {
+    fusions_or_asked(Some(Fusions::ALL))
 }
 
 fn load(
     folder: &ModelFolder,
     cuda: &Cuda,
     split: bool,
-    fusions: Fusions,
+    fusions: Option<Fusions>,
     tell: Telling<'_>,
 ) -> Result<CudaModel> {
     let runtime = library::runtime()?;
@@ -70,8 +70,13 @@ fn load(
         batch,
         told,
     } = Unet::open(folder, split, &on)?;
+    // The one head of an autoencoder's attention is larger than the kernels of flash attention take.
+    let fusions = fusions.map(|fusions| Fusions {
+        attention: false,
+        ..fusions
+    });
     let session = |file: &ComponentFile| {
-        let (session, told) = fusing::open(file, &on)?;
+        let (session, told) = fusing::open(file, fusions, &on.frames)?;
         Ok((Arc::new(session), told))
     };
     tell(Component::VaeEncoder)?;

@@ -98,19 +98,16 @@ impl Parts {
             for fusions in fusing::attempts(providers.fusions) {
                 let fused = fusing::fused(file, fusions);
                 match fused.and_then(|fused| Self::split(folder, given, Some(fused), providers)) {
-                    Ok(parts) => return Ok(parts),
+                    Ok(parts) => return Ok(parts.less(file, why)),
                     Err(said) => why = why.or(Some(said)),
                 }
             }
             match Self::split(folder, given, None, providers) {
-                Ok(mut parts) => {
-                    parts.told = Told::exported(file, why);
-                    return Ok(parts);
-                }
+                Ok(parts) => return Ok(parts.less(file, why)),
                 Err(said) => whole = said,
             }
         }
-        let (live, told) = fusing::open(file, providers)?;
+        let (live, told) = fusing::open(file, providers.fusions, &providers.frames)?;
         let others = file.inputs.iter().filter(|(role, _)| *role != Role::Sample);
         Ok(Self {
             precomputed: format!("nothing: {whole}"),
@@ -121,6 +118,12 @@ impl Parts {
                 .collect(),
             told,
         })
+    }
+
+    /// The same, which could not be had as it was wanted if a reason is given.
+    fn less(mut self, file: &ComponentFile, why: Option<String>) -> Self {
+        self.told = self.told.less(file, why);
+        self
     }
 
     /// The two parts; an error says why there are none.
@@ -170,7 +173,7 @@ impl Cut {
         let split = split
             .map_err(said)?
             .ok_or("all that costs time depends on the latent")?;
-        fusing::can_be_read_in_parts(file)?;
+        Session::can_read_parts_of(file)?;
         let inputs: Vec<&str> = split.slow_inputs().collect();
         let computed: Vec<_> = split.boundary().iter().filter(|b| !b.is_input).collect();
         let outputs: Vec<&str> = computed.iter().map(|b| b.name.as_str()).collect();

@@ -10,14 +10,16 @@ use crate::model::fuse::size::Size;
 
 /// From this version of the operator set on, Softmax works along a single axis, and by default the last.
 const SOFTMAX_OF_ONE_AXIS: i64 = 13;
+/// The most nodes on the way from one part of an attention to the next: no exporter writes a dozen.
+const STEPS: usize = 64;
 /// A factor this close to the usual one is the usual one: exporters round it to f16, some of them twice.
 const ROUNDING: f64 = 1.5e-3;
 
 /// An attention.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Attention {
-    /// Its softmax, a node by number.
-    pub softmax: usize,
+    /// Its products of matrices and its softmax, nodes by number.
+    pub inside: [usize; 3],
     /// Queries `[rows, places, channels]`.
     pub queries: String,
     /// Keys `[rows, places attended to, channels]`.
@@ -76,8 +78,8 @@ impl<'a> Search<'a> {
             return None;
         }
 
-        // Heads, and what is in one, are the same for all.
-        let ([rows, _, channels], [k_rows, k_places, k_channels], [v_rows, v_places, v_channels]) =
+        // Rows, heads and what is in one are the same for all. Places attended to are, or there would be no product.
+        let ([rows, _, channels], [k_rows, _, k_channels], [v_rows, _, v_channels]) =
             (queries.dims, keys.dims, values.dims)
         else {
             return None;
@@ -87,7 +89,6 @@ impl<'a> Search<'a> {
             && [k_channels, v_channels]
                 .into_iter()
                 .all(|other| other == channels)
-            && k_places == v_places
             && [&keys, &values]
                 .into_iter()
                 .all(|o| o.layout.heads() == Some(heads));
@@ -113,7 +114,7 @@ impl<'a> Search<'a> {
             return None;
         }
         Some(Attention {
-            softmax,
+            inside: [scores, softmax, product],
             queries: queries.base.to_owned(),
             keys: keys.base.to_owned(),
             values: values.base.to_owned(),
@@ -143,7 +144,7 @@ impl<'a> Search<'a> {
     /// The product of matrices that the softmax's input `name` is, and the factor between them.
     fn scores(&self, mut name: &'a str) -> Option<(usize, f64)> {
         let mut scale = 1.0;
-        loop {
+        for _ in 0..STEPS {
             let giver = self.links.giver(name)?;
             let node = self.links.node(giver);
             match node.standard()? {
@@ -157,6 +158,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
+        None
     }
 
     fn is_float(&self, name: &str) -> bool {
@@ -211,7 +213,9 @@ impl<'a> Search<'a> {
         // From the operand to what it is made of: names, and the nodes between them.
         let (mut names, mut nodes, mut scales) = (vec![name], Vec::new(), vec![1.0]);
         let mut name = name;
-        while let Some(giver) = self.links.giver(name) {
+        while let Some(giver) = self.links.giver(name)
+            && names.len() < STEPS
+        {
             let node = self.links.node(giver);
             let (of, factor) = match node.standard() {
                 Some("Reshape" | "Transpose") => (node.inputs.first().map(String::as_str), 1.0),
@@ -270,7 +274,7 @@ impl<'a> Search<'a> {
 
     /// The product of matrices that reads the softmax's output `name`, and the name of its other operand.
     fn product(&self, mut name: &'a str) -> Option<(usize, &'a str)> {
-        loop {
+        for _ in 0..STEPS {
             let reader = self.links.reader(name)?;
             let node = self.links.node(reader);
             match (node.standard()?, &node.inputs[..]) {
@@ -283,13 +287,14 @@ impl<'a> Search<'a> {
             }
             name = node.outputs.first()?;
         }
+        None
     }
 
     /// The tensor `[rows, places, channels]` that becomes of the product of matrices `product`, and what gives it.
     fn output(&self, product: usize, queries: &Operand) -> Option<(usize, &'a str)> {
         let mut layout = Layout::made_of(queries.layout.groups().to_vec());
         let mut giver = product;
-        loop {
+        for _ in 0..STEPS {
             let name = self.links.node(giver).outputs.first()?;
             if layout.is_by_place() {
                 return Some((giver, name));
@@ -303,5 +308,6 @@ impl<'a> Search<'a> {
             layout = self.through(reader, &layout)?;
             giver = reader;
         }
+        None
     }
 }

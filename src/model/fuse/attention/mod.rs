@@ -10,6 +10,8 @@
 
 mod find;
 mod layout;
+#[cfg(test)]
+mod tests;
 
 use self::find::Attention;
 use super::links::Links;
@@ -37,7 +39,7 @@ fn of(attention: Attention) -> Replacement {
     }
     Replacement {
         giver: attention.giver,
-        absorbed: vec![attention.softmax],
+        absorbed: attention.inside.into(),
         nodes: vec![node.build()],
     }
 }

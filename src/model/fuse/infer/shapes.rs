@@ -58,21 +58,30 @@ impl Case<'_, '_> {
         let stepped = self.input(4).is_some_and(
             |steps| !matches!(steps.numbers(), Some(steps) if steps.iter().all(|s| *s == 1)),
         );
-        if let (Some(values), Some(starts), Some(ends)) = (data.integers(), &starts, &ends)
-            && let ([start], [end], [0 | -1], false) = (&starts[..], &ends[..], &axes[..], stepped)
-        {
-            let length = values.len() as i64;
-            let bound = |at: &i64| match *at {
-                0.. => *at,
-                _ => at.saturating_add(length),
+        // From where to where the axis number `i` of `axes` is cut, if it is `length` long.
+        let part = |i: usize, length: i64| {
+            let bound = |list: &Option<Vec<i64>>| {
+                let at = *list.as_ref()?.get(i)?;
+                let from_start = if at < 0 {
+                    at.saturating_add(length)
+                } else {
+                    at
+                };
+                Some(from_start.clamp(0, length))
             };
-            let (start, end) = (bound(start).clamp(0, length), bound(end).clamp(0, length));
-            let part = &values[start as usize..end.max(start) as usize];
-            return Some(integers(1, part.to_vec()));
+            let (start, end) = (bound(&starts)?, bound(&ends)?);
+            (!stepped).then_some(start..end.max(start))
+        };
+        if let (Some(values), [0 | -1]) = (data.integers(), &axes[..]) {
+            let part = part(0, values.len() as i64)?;
+            let values = values.get(part.start as usize..part.end as usize)?;
+            return Some(integers(1, values.to_vec()));
         }
         let mut dims = data.dims.clone()?;
-        for axis in axes {
-            dims[place(axis, rank)?] = fresh();
+        for (i, axis) in axes.into_iter().enumerate() {
+            let size = dims.get_mut(place(axis, rank)?)?;
+            let part = size.number().and_then(|length| part(i, length));
+            *size = part.map_or_else(&mut *fresh, |p| Size::known(p.end - p.start));
         }
         self.shaped(dims)
     }
@@ -252,7 +261,7 @@ impl Case<'_, '_> {
                 return None;
             };
             let rank = usize::try_from(rank.number()?).ok();
-            let rank = rank.filter(|rank| *rank <= super::SMALL)?;
+            let rank = rank.filter(|rank| *rank <= super::DIMENSIONS)?;
             return self.shaped((0..rank).map(|_| fresh()).collect());
         };
         let copies = self.attributes.integer("allowzero", 0)? == 0;
