@@ -104,7 +104,7 @@ impl Parts {
         }
         if split {
             match Self::split(folder, given, None, providers) {
-                Ok(parts) => return Ok(parts.as_exported(unfused)),
+                Ok(parts) => return Ok(parts.exported(unfused)),
                 Err(why) => whole = why,
             }
         }
@@ -117,7 +117,7 @@ impl Parts {
         }
         // Whatever is wrong with it as a whole comes out here.
         let parts = Self::whole(file, precomputed, providers)?;
-        Ok(parts.as_exported(unfused))
+        Ok(parts.exported(unfused))
     }
 
     fn whole(file: &ComponentFile, precomputed: String, providers: &Providers) -> Result<Self> {
@@ -185,7 +185,7 @@ impl Parts {
     }
 
     /// The same, of a graph as it was exported, though it was to have fused attentions if `why` says why it has not.
-    fn as_exported(mut self, why: Option<String>) -> Self {
+    fn exported(mut self, why: Option<String>) -> Self {
         if let Some(why) = why {
             self.attention = format!("attentions as exported: {why}");
         }
