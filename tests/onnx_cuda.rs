@@ -50,19 +50,41 @@ struct Pair {
 }
 
 impl Pair {
+    /// The U-Net in two parts on the GPU with `split`, all made faster that can be.
     fn open(cuda: &Cuda, folder: &Path, split: bool) -> Self {
         let opened = ModelFolder::open(folder).unwrap();
         let gpu = match split {
             true => onnxruntime::open_cuda(&opened, cuda),
             false => onnxruntime::open_cuda_whole(&opened, cuda),
         };
-        let pair = Self {
-            name: folder.display().to_string(),
-            host: OnnxModel::open_whole(&opened).unwrap(),
-            gpu: gpu.unwrap(),
-        };
+        let pair = Self::of(&opened, gpu.unwrap());
         let told = pair.gpu.precomputed();
         assert_eq!(told.starts_with("nothing"), !split, "{}: {told}", pair.name);
+        let backend = pair.gpu.backend();
+        for told in [" attentions fused, ", " convolutions with channels last)"] {
+            assert!(backend.contains(told), "{}: {backend}", pair.name);
+        }
+        pair
+    }
+
+    /// In two parts, with graphs as they were exported.
+    fn open_exported(cuda: &Cuda, folder: &Path) -> Self {
+        let opened = ModelFolder::open(folder).unwrap();
+        let gpu = onnxruntime::open_cuda_exported(&opened, cuda).unwrap();
+        let pair = Self::of(&opened, gpu);
+        let backend = pair.gpu.backend();
+        for told in ["attention", "channels last"] {
+            assert!(!backend.contains(told), "{}: {backend}", pair.name);
+        }
+        pair
+    }
+
+    fn of(folder: &ModelFolder, gpu: CudaModel) -> Self {
+        let pair = Self {
+            name: folder.path().display().to_string(),
+            host: OnnxModel::open_whole(folder).unwrap(),
+            gpu,
+        };
         assert_eq!(pair.gpu.limits(), pair.host.limits());
         println!(
             "{}: {}; {}",
@@ -256,6 +278,7 @@ fn unets_of_all_architectures() {
         for split in [true, false] {
             Pair::open(&cuda, &folder, split).agrees(&cuda, &[1, 4, 10]);
         }
+        Pair::open_exported(&cuda, &folder).agrees(&cuda, &[1, 4, 10]);
     }
 }
 
@@ -404,17 +427,39 @@ fn frame_on_host(pair: &Pair, contexts: &[Vec<Context>], pictures: &HostTensor) 
 #[ignore = "needs an NVIDIA GPU"]
 fn frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow() {
     let (cuda, _guard) = gpu();
-    let pair = Pair::open(&cuda, &data("models/sd1"), true);
+    for folder in ["models/sd1", "models/optimum-sd1"] {
+        frames_stay(&cuda, &Pair::open(&cuda, &data(folder), true));
+    }
+}
+
+/// Nothing goes over to main memory and back in a frame, whoever exported the model.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn no_component_moves_tensors_to_main_memory() {
+    let (cuda, _guard) = gpu();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let folders = tiny_models().into_iter().chain([parity(), demo]);
+    let moving = folders.filter_map(|folder| {
+        let graphs = Pair::open(&cuda, &folder, true).gpu.graphs().to_owned();
+        graphs
+            .contains("main memory")
+            .then(|| format!("{}: {graphs}", folder.display()))
+    });
+    let moving: Vec<_> = moving.collect();
+    assert!(moving.is_empty(), "{moving:#?}");
+}
+
+fn frames_stay(cuda: &Cuda, pair: &Pair) {
     let texts = pair.texts(1);
     let (given, whole) = (
         pair.contexts(&pair.gpu, &texts),
         pair.contexts(&pair.host, &texts),
     );
     let pictures: Vec<_> = (0..3).map(|seed| pair.pictures(1, seed)).collect();
-    let run = |i: usize| frame(&cuda, &pair, &given, &pictures[i % 3]);
+    let run = |i: usize| frame(cuda, pair, &given, &pictures[i % 3]);
     let first: Vec<_> = (0..3).map(run).collect();
     for (found, pictures) in first.iter().zip(&pictures) {
-        let expected = frame_on_host(&pair, &whole, pictures);
+        let expected = frame_on_host(pair, &whole, pictures);
         // Three components, each with rounded results.
         let difference = difference(std::slice::from_ref(found), &[expected]);
         assert!(difference <= 4.0 * TOLERANCE, "{difference:.1e}");

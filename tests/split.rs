@@ -56,11 +56,14 @@ impl Halves {
         let found = types(&slow);
         let fast = split.fast(&found).unwrap();
         if let Some(to) = std::env::var_os("SPLIT_DIR") {
-            let to = Path::new(&to).join(name);
+            let to = Path::new(&to).join(match fused {
+                true => format!("{name}-fused"),
+                false => name.to_owned(),
+            });
             fs::create_dir_all(&to).unwrap();
             fs::write(to.join("slow.onnx"), &model).unwrap();
             fs::write(to.join("fast.onnx"), &fast).unwrap();
-            fs::copy(path, to.join("whole.onnx")).unwrap();
+            fs::write(to.join("whole.onnx"), &whole).unwrap();
             let weights = path.with_extension("onnx_data");
             if weights.exists() {
                 fs::copy(weights, to.join("model.onnx_data")).unwrap();
