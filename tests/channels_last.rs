@@ -13,14 +13,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gststreamdiffusion::model::{Fused, Fusions, Graph};
-use onnx::run::{Array, Feed, difference, from_file, from_memory, run, shapes};
+use onnx::run::{Array, Feed, difference, from_file, from_memory, run, shapes, with_functions};
 
 const ONLY: Fusions = Fusions {
-    attention: false,
     channels_last: true,
+    ..Fusions::NONE
 };
-/// The domain of ONNX Runtime's operators, and that of the functions: names of one length.
-const DOMAINS: [&[u8]; 2] = [b"com.microsoft", b"test.channels"];
 /// Sums in another order differ by so much of the largest value; in f16 by more.
 const TOLERANCE: f64 = 2e-5;
 const TOLERANCE_F16: f64 = 4e-3;
@@ -33,21 +31,6 @@ fn data(name: &str) -> PathBuf {
 
 fn faster(path: &Path) -> Option<Fused> {
     Fused::open(path, &Graph::open(path).unwrap(), ONLY).unwrap()
-}
-
-/// `model` with functions in the place of ONNX Runtime's operators.
-fn runnable(model: &[u8]) -> Vec<u8> {
-    let [from, to] = DOMAINS;
-    let mut bytes = model.to_vec();
-    let places: Vec<usize> = (0..bytes.len() - from.len())
-        .filter(|at| bytes[*at..].starts_with(from))
-        .collect();
-    for at in places {
-        bytes[at..][..to.len()].copy_from_slice(to);
-    }
-    // Fields of a message may come in any order.
-    bytes.extend(fs::read(data("channels_last/functions.onnx")).unwrap());
-    bytes
 }
 
 /// How many convolutions, and how many other operators, have their channels last.
@@ -66,7 +49,10 @@ fn counted(model: &[u8]) -> [usize; 2] {
 /// Runs the graph at `path` as it is and as it is made faster.
 fn check(path: &Path, faster: &Fused, feed: &Feed, tolerance: f64) {
     let folder = path.parent().unwrap();
-    let model = runnable(&faster.model().unwrap());
+    let model = with_functions(
+        &faster.model().unwrap(),
+        &data("channels_last/functions.onnx"),
+    );
     let found = run(&mut from_memory(&model, folder).unwrap(), feed);
     let wanted = run(&mut from_file(path), feed);
     assert_eq!(found.len(), wanted.len());

@@ -51,9 +51,13 @@ impl fmt::Display for Told {
             softmaxes,
             channels_last,
             convolutions,
+            gates,
         } = self.counts;
         if attentions > 0 {
             write!(f, ", {attentions} of {softmaxes} attentions fused")?;
+        }
+        if gates > 0 {
+            write!(f, ", {gates} gated units fused")?;
         }
         if channels_last > 0 {
             write!(
@@ -72,8 +76,8 @@ pub(super) fn attempts(wanted: Option<Fusions>) -> Vec<Fusions> {
         return Vec::new();
     };
     let in_place = Fusions {
-        channels_last: false,
-        ..wanted
+        attention: wanted.attention,
+        ..Fusions::NONE
     };
     let mut attempts = vec![wanted, in_place, Fusions::NONE];
     attempts.dedup();
@@ -132,6 +136,7 @@ mod tests {
                 softmaxes: 32,
                 channels_last,
                 convolutions: 66,
+                gates: 0,
             },
             why: Vec::new(),
         };

@@ -26,7 +26,7 @@ pub(super) struct Providers {
     pub fusions: Option<Fusions>,
 }
 
-/// Chooses [`Fusions`] by name, for measurements, on any provider: `attention`, `channels-last`, both with a comma between, or
+/// Chooses [`Fusions`] by name, for measurements, on any provider: `attention`, `channels-last` and `gates`, with commas between, or
 /// `exported`.
 const FUSIONS: &str = "STREAMDIFFUSION_ONNXRUNTIME_FUSIONS";
 
@@ -40,6 +40,7 @@ fn choose(named: &str, usual: Option<Fusions>) -> Option<Fusions> {
     let chosen = Fusions {
         attention: named.contains(&"attention"),
         channels_last: named.contains(&"channels-last"),
+        gates: named.contains(&"gates"),
     };
     match named[..] {
         ["exported"] => None,
@@ -80,7 +81,7 @@ mod tests {
             assert_eq!(choose("exported", usual), None);
             assert_eq!(choose("attention", usual), Some(Fusions::ATTENTION));
             assert_eq!(
-                choose("channels-last, attention", usual),
+                choose("channels-last, gates,attention", usual),
                 Some(Fusions::ALL)
             );
             let only = choose("channels-last", usual).unwrap();

@@ -70,7 +70,7 @@ impl Fact {
     }
 
     /// Its values, if they are whole numbers that are all known.
-    fn numbers(&self) -> Option<Vec<i64>> {
+    pub fn numbers(&self) -> Option<Vec<i64>> {
         let values = self.integers()?.iter();
         values.map(|v| v.as_ref()?.number()).collect()
     }

@@ -7,6 +7,7 @@ mod attention;
 mod channels_last;
 mod details;
 mod fold;
+mod gates;
 mod infer;
 mod links;
 mod node;
@@ -33,6 +34,8 @@ pub struct Fusions {
     pub attention: bool,
     /// Convolutions, and what is between them, on pictures whose channels are last.
     pub channels_last: bool,
+    /// One operator for each gated linear unit.
+    pub gates: bool,
 }
 
 impl Fusions {
@@ -40,16 +43,19 @@ impl Fusions {
     pub const NONE: Self = Self {
         attention: false,
         channels_last: false,
+        gates: false,
     };
     /// One operator for each attention.
     pub const ATTENTION: Self = Self {
         attention: true,
         channels_last: false,
+        gates: false,
     };
     /// All there are.
     pub const ALL: Self = Self {
         attention: true,
         channels_last: true,
+        gates: true,
     };
 }
 
@@ -64,6 +70,8 @@ pub struct Counts {
     pub channels_last: usize,
     /// Convolutions that the graph had.
     pub convolutions: usize,
+    /// Gated linear units that are one operator now.
+    pub gates: usize,
 }
 
 impl std::ops::Add for Counts {
@@ -75,6 +83,7 @@ impl std::ops::Add for Counts {
             softmaxes: self.softmaxes + other.softmaxes,
             channels_last: self.channels_last + other.channels_last,
             convolutions: self.convolutions + other.convolutions,
+            gates: self.gates + other.gates,
         }
     }
 }
@@ -114,7 +123,7 @@ impl Fused {
             convolutions: count("Conv"),
             ..Counts::default()
         };
-        let (attentions, others, constants) = {
+        let (attentions, gates, others, constants) = {
             let facts = Facts::new(&source, &details, graph);
             let Some(links) = Links::new(&source, &details, &facts) else {
                 return Ok(None);
@@ -127,7 +136,11 @@ impl Fused {
                 true => channels_last::find(&links),
                 false => channels_last::Found::default(),
             };
-            (attentions, others, fold::find(&source, &facts))
+            let gates = match fusions.gates {
+                true => gates::find(&links),
+                false => Vec::new(),
+            };
+            (attentions, gates, others, fold::find(&source, &facts))
         };
         let folded = constants.len();
         for (i, constant) in constants {
@@ -136,10 +149,12 @@ impl Fused {
         let givers = |found: &[replace::Replacement]| -> HashSet<usize> {
             found.iter().map(|replacement| replacement.giver).collect()
         };
-        let (of_attentions, of_convolutions) = (givers(&attentions), givers(&others.convolutions));
-        let all = attentions.into_iter().chain(others.all());
+        let (of_attentions, of_gates) = (givers(&attentions), givers(&gates));
+        let of_convolutions = givers(&others.convolutions);
+        let all = attentions.into_iter().chain(gates).chain(others.all());
         let made = replace::replace(&mut source, all.collect());
         counts.attentions = made.intersection(&of_attentions).count();
+        counts.gates = made.intersection(&of_gates).count();
         counts.channels_last = made.intersection(&of_convolutions).count();
         Ok((made.len() + folded > 0).then(|| Self {
             path: path.to_owned(),
