@@ -3,7 +3,8 @@
 
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
-use std::process::Command;
+mod standin;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,9 +12,8 @@ use gststreamdiffusion::device::cuda::{Cuda, CudaTensor, Download, Element, Uplo
 use gststreamdiffusion::device::video::{Colour, PixelFormat, VideoLayout};
 use gststreamdiffusion::error::Result;
 use libloading::Library;
+use standin::Seen;
 
-/// Set in a process that has the stand-in on its library path.
-const VARIABLE: &str = "STREAMDIFFUSION_TEST_STREAMS";
 /// The streams, in the order in which the device makes them.
 const COMPUTE: i32 = 0;
 const UPLOAD: i32 = 1;
@@ -26,49 +26,20 @@ const FRAME: (usize, usize) = (16, 8);
 struct Driver(Library);
 
 impl Driver {
-    /// Runs `scenario` with the stand-in: in a process of its own, as the loader reads its path when one starts.
+    /// Runs `scenario` with the stand-in, in a process of its own.
     fn run(test: &str, scenario: impl Fn(&Self)) {
-        if std::env::var_os(VARIABLE).is_some() {
+        if standin::library().is_some() {
             let driver = Self::open();
             scenario(&driver);
             assert_eq!(driver.number(c"standin_misused"), 0);
             return;
         }
-        let folder = std::env::temp_dir().join(format!("streams-{test}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let library = folder.join("libcuda.so.1");
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-w", "-o"])
-            .arg(&library)
-            .arg(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/tests/standin/driver.c"
-            ))
-            .arg("-lpthread")
-            .status()
-            .expect("a C compiler is needed");
-        assert!(built.success());
-        let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", test])
-            .env(VARIABLE, &library)
-            .env("LD_LIBRARY_PATH", format!("{}:{path}", folder.display()))
-            .env("NVRTC_DYLIB_PATH", &library)
-            .env("XDG_CACHE_HOME", folder.join("cache"))
-            .output()
-            .unwrap();
-        let _ = std::fs::remove_dir_all(&folder);
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && text.contains("1 passed"),
-            "{text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        standin::run(test, &["tests/standin/driver.c"], Seen::ByAll, |_, _| ());
     }
 
     /// The stand-in, in a process that has it.
     fn open() -> Self {
-        let library = std::env::var_os(VARIABLE).unwrap();
+        let library = standin::library().unwrap();
         // SAFETY: it has no initialisers, and cudarc opens it too.
         Self(unsafe { Library::new(library) }.unwrap())
     }
