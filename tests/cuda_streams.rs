@@ -254,10 +254,11 @@ fn copies_do_not_wait_for_what_is_computed() {
     });
 }
 
-/// An error that sticks is told with what helps; then all is new.
+/// An error that sticks is told with what helps; then all is new, or nothing more can be had, as the driver has it.
 #[test]
-fn a_lost_context_is_followed_by_a_new_one() {
-    Driver::run("a_lost_context_is_followed_by_a_new_one", |driver| {
+fn a_lost_context_is_followed_by_a_new_one_or_by_what_helps() {
+    let name = "a_lost_context_is_followed_by_a_new_one_or_by_what_helps";
+    Driver::run(name, |driver| {
         let works = |cuda: &Cuda| {
             let picture = import(cuda, upload(cuda, 5));
             arrives(download(cuda, &picture), 5);
@@ -284,7 +285,8 @@ fn a_lost_context_is_followed_by_a_new_one() {
             let (up, down) = (upload(&cuda, 8), download(&cuda, &shown.unwrap()));
             compute(&cuda, &fixed, &fixed);
             driver.set(c"standin_fail", code);
-            fails(cuda.finish(), &[name, "stopped", "NULL"]);
+            let parts = [name, "stopped", "NULL", "the program is started again"];
+            fails(cuda.finish(), &parts);
             fails(down.finish(&mut [0; 384]), &[name, "NULL"]);
             fails(cuda.check(), &[name, "NULL"]);
             // Not while somebody has what was lost.
@@ -320,6 +322,29 @@ fn a_lost_context_is_followed_by_a_new_one() {
         fails(Cuda::new(0).map(drop), &parts);
         driver.set(c"standin_refuse_resets", 0);
         works(&Cuda::new(0).unwrap());
+
+        // As drivers do after most of these errors: however often it is asked, and nothing is left held by that.
+        for how in [1, 2] {
+            driver.set(c"standin_never_again", how);
+            lose(700, "CUDA_ERROR_ILLEGAL_ADDRESS");
+            let before = driver.number(c"standin_held");
+            for _ in 0..3 {
+                let parts = [
+                    "GPU 0 failed before",
+                    "CUDA_ERROR_ILLEGAL_ADDRESS",
+                    "start the program again",
+                ];
+                fails(Cuda::new(0).map(drop), &parts);
+                assert_eq!(driver.number(c"standin_held"), before, "{how}");
+                assert_eq!(driver.number(c"standin_live"), 0, "{how}");
+                // What needs no context is told as before.
+                assert_eq!(Cuda::count().unwrap(), 1);
+                assert_eq!(Cuda::compute_capability(0).unwrap(), (8, 9));
+            }
+            driver.set(c"standin_never_again", 0);
+            works(&Cuda::new(0).unwrap());
+        }
+
         // One that was opened anew is another one.
         let first = Cuda::new(0).unwrap();
         let second = Cuda::new(0).unwrap();

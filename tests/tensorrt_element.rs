@@ -433,6 +433,56 @@ fn the_library_that_is_named_is_used_or_the_error_says_why_not() {
     refused(missing, both, &[property, "has opened", &real, "one only"]);
 }
 
+/// As after an error that sticks, where the driver gives the process no other context: every start says so.
+#[test]
+fn a_gpu_that_cannot_be_opened_is_told() {
+    if !inside("a_gpu_that_cannot_be_opened_is_told") {
+        return;
+    }
+    // SAFETY: the stand-in, which has no initialisers.
+    let driver = unsafe { libloading::Library::new(standin::library().unwrap()) }.unwrap();
+    // SAFETY: as its source has it.
+    let lose = unsafe { driver.get::<unsafe extern "C" fn(i32)>(c"standin_lose") }.unwrap();
+    // SAFETY: sets a number: an illegal address.
+    unsafe { lose(700) };
+    let parts = ["GPU 0 failed before", "start the program again"];
+    let place = Place::new(&[]);
+    for _ in 0..2 {
+        let started = place.element.set_state(gst::State::Paused);
+        assert!(started.is_err());
+        let error = place.error();
+        assert!(error.matches(gst::StreamError::Failed), "{error:?}");
+        for part in parts {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        place.rest();
+    }
+    set(&place.element, &[("backend", "auto")]);
+    for _ in 0..2 {
+        place.play(&rgb());
+        place.push_frames(0..3);
+        place.end();
+        assert_eq!(place.pictures(), restyled(&[], 0..3));
+        let warnings = place.texts(gst::MessageType::Warning);
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}");
+        };
+        for part in parts
+            .iter()
+            .chain(&["Now onnxruntime-cpu tries it, on the CPU"])
+        {
+            assert!(warning.contains(part), "{warning:?} lacks {part:?}");
+        }
+        let stats = place.element.property::<gst::Structure>("stats");
+        assert_eq!(stats.get::<&str>("device"), Ok("CPU"));
+        let reason = stats.get::<String>("backend-reason").unwrap();
+        assert!(warning.starts_with(&reason), "{reason}");
+        assert_eq!(place.texts(gst::MessageType::Error), [""; 0]);
+        place.stop();
+        place.rest();
+    }
+}
+
 /// What was agreed on with the neighbours before the model was loaded stays.
 #[test]
 fn frames_in_the_gpus_memory_are_restyled_on_the_cpu_then() {
