@@ -92,6 +92,7 @@ mod preload;
 mod prompts;
 mod properties;
 mod runtime;
+mod runtime_log;
 mod settings;
 mod signals;
 mod skipping;

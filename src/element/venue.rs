@@ -16,7 +16,7 @@ use super::choice::{self, Choice, Machine, Place};
 use super::cuda::{self, Gpu, Sharing};
 use super::imp::StreamDiffusion;
 use super::settings::Settings;
-use super::{Backend, CAT};
+use super::{Backend, CAT, runtime_log};
 #[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use super::{
     building::{self, Request},
@@ -299,6 +299,7 @@ impl StreamDiffusion {
     fn choose(&self) -> Result<Decision> {
         let settings = self.settings.lock().clone();
         let backend = settings.backend;
+        runtime_log::listen_to_onnxruntime();
         if let Some(path) = &settings.onnxruntime_library {
             // Every backend needs it: text is encoded by it.
             onnxruntime::open_at(path)?;
