@@ -423,25 +423,31 @@ fn frames_that_overlap_are_not_mixed_up() {
     });
 }
 
-/// In a process of its own, whose context it breaks: a kernel reads a frame where there is nothing.
+/// In a process of its own, whose context it breaks: a kernel reads a frame where there is nothing. Whether there is another
+/// context after that is for the driver to say: of CUDA 13.0, on an H100, there is none.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn a_lost_context_is_followed_by_a_new_one() {
+fn a_lost_context_is_followed_by_a_new_one_or_by_what_helps() {
     const VARIABLE: &str = "STREAMDIFFUSION_TEST_LOSES_CONTEXT";
     if std::env::var_os(VARIABLE).is_none() {
+        // It has to end by itself, with all that drivers do then.
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "--ignored",
-                "a_lost_context_is_followed_by_a_new_one",
+                "--nocapture",
+                "a_lost_context_is_followed_by_a_new_one_or_by_what_helps",
             ])
             .env(VARIABLE, "1")
-            .status();
-        assert!(status.unwrap().success());
+            .status()
+            .unwrap();
+        assert!(status.success(), "{status}");
         return;
     }
     let layout = VideoLayout::dense(PixelFormat::Rgb, 64, 64).unwrap();
     let lost = gpu();
+    let kept = lost.upload_as(&[100], &values(100, 4), Element::F16);
+    let kept = kept.unwrap();
     // SAFETY: there is no memory; what the driver makes of that is what is tried.
     let picture = unsafe { lost.import_device(0x10, &layout, Colour::FULL_RGB, (64, 64)) };
     let message = lost.finish().unwrap_err().to_string();
@@ -449,13 +455,36 @@ fn a_lost_context_is_followed_by_a_new_one() {
         assert!(message.contains(part), "{message}");
     }
     assert!(lost.check().is_err());
+    assert!(lost.download(&kept).is_err());
     let message = Cuda::new(0).map(drop).unwrap_err().to_string();
     assert!(message.contains("stop all that uses it"), "{message}");
-    drop((picture, lost));
-    let gpu = gpu();
-    let data = values(100, 3);
-    let tensor = gpu.upload_as(&[100], &data, Element::F16).unwrap();
-    assert_eq!(gpu.download(&tensor).unwrap().data(), data);
+    drop((picture, kept, lost));
+    // The same answer each time.
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        match Cuda::new(0) {
+            Ok(gpu) => {
+                let data = values(100, 3);
+                let tensor = gpu.upload_as(&[100], &data, Element::F16).unwrap();
+                assert_eq!(gpu.download(&tensor).unwrap().data(), data);
+                answers.push("a context that works".to_owned());
+            }
+            Err(error) => {
+                let message = error.to_string();
+                for part in [
+                    "GPU 0 failed before",
+                    "ILLEGAL_ADDRESS",
+                    "start the program again",
+                ] {
+                    assert!(message.contains(part), "{message}");
+                }
+                answers.push(message);
+            }
+        }
+    }
+    println!("after an illegal address: {}", answers[0]);
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "{answers:?}");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
-use std::process::Command;
+mod standin;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,9 +12,8 @@ use gststreamdiffusion::device::cuda::{Cuda, CudaTensor, Download, Element, Uplo
 use gststreamdiffusion::device::video::{Colour, PixelFormat, VideoLayout};
 use gststreamdiffusion::error::Result;
 use libloading::Library;
+use standin::Seen;
 
-/// Set in a process that has the stand-in on its library path.
-const VARIABLE: &str = "STREAMDIFFUSION_TEST_STREAMS";
 /// The streams, in the order in which the device makes them.
 const COMPUTE: i32 = 0;
 const UPLOAD: i32 = 1;
@@ -26,49 +26,20 @@ const FRAME: (usize, usize) = (16, 8);
 struct Driver(Library);
 
 impl Driver {
-    /// Runs `scenario` with the stand-in: in a process of its own, as the loader reads its path when one starts.
+    /// Runs `scenario` with the stand-in, in a process of its own.
     fn run(test: &str, scenario: impl Fn(&Self)) {
-        if std::env::var_os(VARIABLE).is_some() {
+        if standin::library().is_some() {
             let driver = Self::open();
             scenario(&driver);
             assert_eq!(driver.number(c"standin_misused"), 0);
             return;
         }
-        let folder = std::env::temp_dir().join(format!("streams-{test}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let library = folder.join("libcuda.so.1");
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-w", "-o"])
-            .arg(&library)
-            .arg(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/tests/standin/driver.c"
-            ))
-            .arg("-lpthread")
-            .status()
-            .expect("a C compiler is needed");
-        assert!(built.success());
-        let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", test])
-            .env(VARIABLE, &library)
-            .env("LD_LIBRARY_PATH", format!("{}:{path}", folder.display()))
-            .env("NVRTC_DYLIB_PATH", &library)
-            .env("XDG_CACHE_HOME", folder.join("cache"))
-            .output()
-            .unwrap();
-        let _ = std::fs::remove_dir_all(&folder);
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && text.contains("1 passed"),
-            "{text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        standin::run(test, &["tests/standin/driver.c"], Seen::ByAll, |_, _| ());
     }
 
     /// The stand-in, in a process that has it.
     fn open() -> Self {
-        let library = std::env::var_os(VARIABLE).unwrap();
+        let library = standin::library().unwrap();
         // SAFETY: it has no initialisers, and cudarc opens it too.
         Self(unsafe { Library::new(library) }.unwrap())
     }
@@ -283,10 +254,11 @@ fn copies_do_not_wait_for_what_is_computed() {
     });
 }
 
-/// An error that sticks is told with what helps; then all is new.
+/// An error that sticks is told with what helps; then all is new, or nothing more can be had, as the driver has it.
 #[test]
-fn a_lost_context_is_followed_by_a_new_one() {
-    Driver::run("a_lost_context_is_followed_by_a_new_one", |driver| {
+fn a_lost_context_is_followed_by_a_new_one_or_by_what_helps() {
+    let name = "a_lost_context_is_followed_by_a_new_one_or_by_what_helps";
+    Driver::run(name, |driver| {
         let works = |cuda: &Cuda| {
             let picture = import(cuda, upload(cuda, 5));
             arrives(download(cuda, &picture), 5);
@@ -313,7 +285,8 @@ fn a_lost_context_is_followed_by_a_new_one() {
             let (up, down) = (upload(&cuda, 8), download(&cuda, &shown.unwrap()));
             compute(&cuda, &fixed, &fixed);
             driver.set(c"standin_fail", code);
-            fails(cuda.finish(), &[name, "stopped", "NULL"]);
+            let parts = [name, "stopped", "NULL", "the program is started again"];
+            fails(cuda.finish(), &parts);
             fails(down.finish(&mut [0; 384]), &[name, "NULL"]);
             fails(cuda.check(), &[name, "NULL"]);
             // Not while somebody has what was lost.
@@ -349,6 +322,29 @@ fn a_lost_context_is_followed_by_a_new_one() {
         fails(Cuda::new(0).map(drop), &parts);
         driver.set(c"standin_refuse_resets", 0);
         works(&Cuda::new(0).unwrap());
+
+        // As drivers do after most of these errors: however often it is asked, and nothing is left held by that.
+        for how in [1, 2] {
+            driver.set(c"standin_never_again", how);
+            lose(700, "CUDA_ERROR_ILLEGAL_ADDRESS");
+            let before = driver.number(c"standin_held");
+            for _ in 0..3 {
+                let parts = [
+                    "GPU 0 failed before",
+                    "CUDA_ERROR_ILLEGAL_ADDRESS",
+                    "start the program again",
+                ];
+                fails(Cuda::new(0).map(drop), &parts);
+                assert_eq!(driver.number(c"standin_held"), before, "{how}");
+                assert_eq!(driver.number(c"standin_live"), 0, "{how}");
+                // What needs no context is told as before.
+                assert_eq!(Cuda::count().unwrap(), 1);
+                assert_eq!(Cuda::compute_capability(0).unwrap(), (8, 9));
+            }
+            driver.set(c"standin_never_again", 0);
+            works(&Cuda::new(0).unwrap());
+        }
+
         // One that was opened anew is another one.
         let first = Cuda::new(0).unwrap();
         let second = Cuda::new(0).unwrap();

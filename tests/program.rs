@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use common::*;
 use gst::prelude::*;
+use gststreamdiffusion::StreamDiffusion;
 use serde_json::Value;
 
 /// The program, working in `folder`.
@@ -889,6 +890,78 @@ fn bench_measures() {
     );
     let ahead = result["precomputed"].as_str().unwrap();
     assert!(ahead.contains("tensors kept"), "{ahead}");
+}
+
+/// Where GStreamer opens plugins in the program itself, as it does when it cannot start its scanner, there are two elements of
+/// one name; the program uses its own.
+#[test]
+fn the_plugin_may_be_there_too() {
+    let folder = Folder::new();
+    let plugins = folder.file("plugins");
+    fs::create_dir(&plugins).unwrap();
+    let link = plugins.join(plugin().file_name().unwrap());
+    std::os::unix::fs::symlink(plugin(), link).unwrap();
+    let model = parity_text();
+    let args = ["bench", &model, "--size", "64x48", "--frames", "2"];
+    let output = program(&folder, &args)
+        .env("GST_PLUGIN_PATH", &plugins)
+        .env("GST_PLUGIN_SYSTEM_PATH", "")
+        .env("GST_REGISTRY", folder.file("registry.bin"))
+        .env("GST_REGISTRY_FORK", "no")
+        .env("GST_DEBUG", "GST_PLUGIN_LOADING:1")
+        .env("GST_DEBUG_NO_COLOR", "1")
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        text(&output.stdout).contains("frames/s"),
+        "{}",
+        text(&output.stdout)
+    );
+    // It was opened, and said no more than this.
+    let [line] = &said.lines().collect::<Vec<_>>()[..] else {
+        panic!("{said}");
+    };
+    assert!(
+        line.contains("another copy of the plugin streamdiffusion"),
+        "{line}"
+    );
+}
+
+/// As the one before, in a program that has the element too and registers it when the plugin is there already.
+#[test]
+fn a_second_copy_of_the_element_is_an_error() {
+    const INSIDE: &str = "STREAMDIFFUSION_TEST_COPIES";
+    if std::env::var_os(INSIDE).is_some() {
+        gst::init().unwrap();
+        assert!(gst::ElementFactory::find("streamdiffusion").is_some());
+        let error = StreamDiffusion::register_type().unwrap_err().to_string();
+        assert!(error.contains("another copy of the plugin"), "{error}");
+        gststreamdiffusion::plugin_register_static().unwrap_err();
+        // The one that is there works.
+        gst::ElementFactory::make("streamdiffusion")
+            .build()
+            .unwrap();
+        return;
+    }
+    let folder = Folder::new();
+    let name = "a_second_copy_of_the_element_is_an_error";
+    let mut command = tool(
+        std::env::current_exe().unwrap().to_str().unwrap(),
+        &folder,
+        &[],
+    );
+    let output = command
+        .args(["--exact", "--nocapture", name])
+        .env(INSIDE, "1")
+        .env("GST_REGISTRY_FORK", "no")
+        .output()
+        .unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
 }
 
 #[test]

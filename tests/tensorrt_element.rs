@@ -1,7 +1,5 @@
 //! The element with TensorRT on a machine that seems to have a GPU: engines are built with the real library while the model
 //! loads, and what cannot run there is told, or goes on elsewhere. A stand-in for NVIDIA's driver has the GPU.
-//!
-//! The loader reads its path when a process starts, so each test runs again in a process of its own, with the stand-in on it.
 #![cfg(all(
     feature = "tensorrt",
     feature = "cuda",
@@ -10,10 +8,10 @@
 ))]
 
 mod common;
+mod standin;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::sync::{Arc, mpsc};
 
 use common::*;
@@ -23,59 +21,30 @@ use gst_video::VideoFrameRef;
 use gst_video::prelude::*;
 use gststreamdiffusion::engine::cache::Cache;
 use parking_lot::Mutex;
+use standin::Seen;
 
-/// Set in the process that has the stand-in on its library path.
-const INSIDE: &str = "STREAMDIFFUSION_TEST_STANDIN";
-
-/// Not the name that TensorRT and GStreamer look for: for them there is no driver.
-const DRIVER: &str = "libcuda.so";
-/// The name that they look for.
-const DRIVER_OF_ALL: &str = "libcuda.so.1";
 /// Where TensorRT is, for a process that is not told of it in the usual way.
 const REAL: &str = "STREAMDIFFUSION_TEST_TENSORRT";
 
-/// Whether the test `name` is to go on here. Elsewhere it has run in a process of its own.
+/// Whether the test `name` is to go on here. Elsewhere it has run in a process of its own, where TensorRT and GStreamer find
+/// no driver.
 #[track_caller]
 fn inside(name: &str) -> bool {
-    inside_with(name, DRIVER, &[])
+    inside_with(name, Seen::ByUs, &[])
 }
 
-/// The same with these variables in its environment, and the stand-in as a library of this name.
+/// The same with a GPU for these, and these variables in its environment.
 #[track_caller]
-fn inside_with(name: &str, driver: &str, variables: &[(&str, &str)]) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
+fn inside_with(name: &str, seen: Seen, variables: &[(&str, &str)]) -> bool {
+    if standin::library().is_some() {
         return true;
     }
-    let folder = Folder::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let library = folder.file(driver);
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-w", "-Wl,-z,muldefs", "-o"])
-        .arg(&library)
-        .arg(root.join("tests/standin/gpu.c"))
-        .arg(root.join("src/element/cuda/standin.c"))
-        .status();
-    assert!(built.expect("a C compiler is needed").success());
-    let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", name])
-        .env(INSIDE, "1")
-        .env(
-            "LD_LIBRARY_PATH",
-            format!("{}:{path}", folder.path().display()),
-        )
-        .env("NVRTC_DYLIB_PATH", &library)
-        .env("XDG_CACHE_HOME", folder.file("cache"))
-        .env_remove("GST_STREAMDIFFUSION_ENGINES")
-        .envs(variables.iter().copied())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let sources = ["tests/standin/gpu.c", "src/element/cuda/standin.c"];
+    standin::run(name, &sources, seen, |command, _| {
+        command
+            .env_remove("GST_STREAMDIFFUSION_ENGINES")
+            .envs(variables.iter().copied());
+    });
     false
 }
 
@@ -422,7 +391,7 @@ fn the_library_that_is_named_is_used_or_the_error_says_why_not() {
         // Inside.
         Err(_) => [(REAL, ""); 2],
     };
-    if !inside_with(name, DRIVER, &variables) {
+    if !inside_with(name, Seen::ByUs, &variables) {
         return;
     }
     let place = Place::new(&[("build-engines", "never")]);
@@ -464,11 +433,61 @@ fn the_library_that_is_named_is_used_or_the_error_says_why_not() {
     refused(missing, both, &[property, "has opened", &real, "one only"]);
 }
 
+/// As after an error that sticks, where the driver gives the process no other context: every start says so.
+#[test]
+fn a_gpu_that_cannot_be_opened_is_told() {
+    if !inside("a_gpu_that_cannot_be_opened_is_told") {
+        return;
+    }
+    // SAFETY: the stand-in, which has no initialisers.
+    let driver = unsafe { libloading::Library::new(standin::library().unwrap()) }.unwrap();
+    // SAFETY: as its source has it.
+    let lose = unsafe { driver.get::<unsafe extern "C" fn(i32)>(c"standin_lose") }.unwrap();
+    // SAFETY: sets a number: an illegal address.
+    unsafe { lose(700) };
+    let parts = ["GPU 0 failed before", "start the program again"];
+    let place = Place::new(&[]);
+    for _ in 0..2 {
+        let started = place.element.set_state(gst::State::Paused);
+        assert!(started.is_err());
+        let error = place.error();
+        assert!(error.matches(gst::StreamError::Failed), "{error:?}");
+        for part in parts {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        place.rest();
+    }
+    set(&place.element, &[("backend", "auto")]);
+    for _ in 0..2 {
+        place.play(&rgb());
+        place.push_frames(0..3);
+        place.end();
+        assert_eq!(place.pictures(), restyled(&[], 0..3));
+        let warnings = place.texts(gst::MessageType::Warning);
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}");
+        };
+        for part in parts
+            .iter()
+            .chain(&["Now onnxruntime-cpu tries it, on the CPU"])
+        {
+            assert!(warning.contains(part), "{warning:?} lacks {part:?}");
+        }
+        let stats = place.element.property::<gst::Structure>("stats");
+        assert_eq!(stats.get::<&str>("device"), Ok("CPU"));
+        let reason = stats.get::<String>("backend-reason").unwrap();
+        assert!(warning.starts_with(&reason), "{reason}");
+        assert_eq!(place.texts(gst::MessageType::Error), [""; 0]);
+        place.stop();
+        place.rest();
+    }
+}
+
 /// What was agreed on with the neighbours before the model was loaded stays.
 #[test]
 fn frames_in_the_gpus_memory_are_restyled_on_the_cpu_then() {
     let name = "frames_in_the_gpus_memory_are_restyled_on_the_cpu_then";
-    if !inside_with(name, DRIVER_OF_ALL, &[]) {
+    if !inside_with(name, Seen::ByAll, &[]) {
         return;
     }
     let place = Place::new(&[("backend", "auto")]);

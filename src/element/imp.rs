@@ -1,7 +1,7 @@
 //! The element as GStreamer sees it: object, states, caps, allocation, events, queries.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use gst::glib;
 use gst::prelude::*;
@@ -62,12 +62,22 @@ pub struct StreamDiffusion {
     pub(super) story: Story,
 }
 
+/// The type, once it is registered by this copy of the code.
+pub(super) static TYPE: OnceLock<glib::Type> = OnceLock::new();
+
 #[glib::object_subclass]
 impl ObjectSubclass for StreamDiffusion {
     const NAME: &'static str = "GstStreamDiffusion";
     type Type = super::StreamDiffusion;
     type ParentType = gst_base::BaseTransform;
     type Interfaces = (gst::Preset,);
+
+    fn type_init(_: &mut glib::subclass::InitializingType<Self>) {
+        // It has just got the name, and comes here once.
+        if let Some(own) = glib::Type::from_name(Self::NAME) {
+            let _ = TYPE.set(own);
+        }
+    }
 }
 
 impl ObjectImpl for StreamDiffusion {

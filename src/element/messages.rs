@@ -78,6 +78,17 @@ fn post(element: &StreamDiffusion, message: gst::Message) {
     }
 }
 
+/// Warns that the model is tried in `venue` only because it cannot be run where it was to be, for `reason`.
+pub(super) fn elsewhere(element: &StreamDiffusion, venue: &Venue, reason: &str) {
+    let (backend, device) = (venue.backend(), venue.name());
+    let reason = errors::c_text(reason);
+    gst::element_warning!(
+        element,
+        gst::LibraryError::Init,
+        ("{reason}. Now {backend} tries it, on the {device}")
+    );
+}
+
 impl Observer for ElementObserver {
     fn loading(&self, loading: Loading<'_>) {
         use gst::ProgressType::{Canceled, Complete, Continue, Error, Start};
@@ -107,16 +118,10 @@ impl Observer for ElementObserver {
     }
 
     fn moved(&self, venue: &Venue, reason: &str) {
-        let (backend, device) = (venue.backend(), venue.name());
-        *self.place.lock() = (device.clone(), reason.to_owned());
+        *self.place.lock() = (venue.name(), reason.to_owned());
         if let Some(element) = self.element.upgrade() {
             element.imp().stay(&self.order, venue, reason);
-            let reason = errors::c_text(reason);
-            gst::element_warning!(
-                element,
-                gst::LibraryError::Init,
-                ("{reason}. Now {backend} tries it, on the {device}")
-            );
+            elsewhere(&element, venue, reason);
         }
     }
 

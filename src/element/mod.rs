@@ -56,7 +56,9 @@ use std::sync::LazyLock;
  * Since: 0.1.0
  */
 use gst::glib;
+use gst::glib::subclass::prelude::*;
 use gst::prelude::*;
+use parking_lot::Mutex;
 
 pub use model_path::bundled as bundled_model;
 
@@ -90,6 +92,7 @@ mod preload;
 mod prompts;
 mod properties;
 mod runtime;
+mod runtime_log;
 mod settings;
 mod signals;
 mod skipping;
@@ -123,8 +126,31 @@ glib::wrapper! {
         @implements gst::Preset;
 }
 
+impl StreamDiffusion {
+    /// The element's type, which GLib knows from the first call on; `gst::init` may come later.
+    ///
+    /// # Errors
+    /// When there is another type of this name in the process: that of another copy of this code, as in a program that has
+    /// the element itself and lets GStreamer load the plugin too. The first to come has the name.
+    pub fn register_type() -> Result<glib::Type, glib::BoolError> {
+        static ASKED: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = ASKED.lock();
+        match glib::Type::from_name(imp::StreamDiffusion::NAME) {
+            Some(found) if imp::TYPE.get() != Some(&found) => Err(glib::bool_error!(
+                "another copy of the plugin streamdiffusion is in this process already, and has the type {}",
+                imp::StreamDiffusion::NAME
+            )),
+            _ => Ok(Self::static_type()),
+        }
+    }
+}
+
 /// Registers the element. Touches no model, no library, no thread.
+///
+/// # Errors
+/// As [`StreamDiffusion::register_type`].
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    let element = StreamDiffusion::register_type()?;
     for enumeration in [
         Backend::static_type(),
         BuildEngines::static_type(),
@@ -139,10 +165,5 @@ pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     ] {
         enumeration.mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }
-    gst::Element::register(
-        Some(plugin),
-        "streamdiffusion",
-        gst::Rank::NONE,
-        StreamDiffusion::static_type(),
-    )
+    gst::Element::register(Some(plugin), "streamdiffusion", gst::Rank::NONE, element)
 }

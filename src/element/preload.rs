@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::stats::Stats;
 use super::venue::Venue;
 use super::worker::Worker;
-use super::{Backend, BuildEngines, CAT, errors, model_path};
+use super::{Backend, BuildEngines, CAT, errors, messages, model_path};
 use crate::model::ModelFolder;
 
 /// What decides which model is loaded, and where.
@@ -164,7 +164,13 @@ impl StreamDiffusion {
         gst::info!(CAT, imp = self, "Loading model {model}");
         let (venue, reason) = match self.settled(order) {
             Some(settled) => settled,
-            None => self.decide().map_err(|error| errors::message(&error))?,
+            None => {
+                let decision = self.decide().map_err(|error| errors::message(&error))?;
+                if decision.instead {
+                    messages::elsewhere(&self.obj(), &decision.venue, &decision.reason);
+                }
+                (decision.venue, decision.reason)
+            }
         };
         let device = venue.name();
         *self.stats.lock() = Stats::started(device.clone(), reason.clone());

@@ -16,7 +16,7 @@ use super::choice::{self, Choice, Machine, Place};
 use super::cuda::{self, Gpu, Sharing};
 use super::imp::StreamDiffusion;
 use super::settings::Settings;
-use super::{Backend, CAT};
+use super::{Backend, CAT, runtime_log};
 #[cfg(all(feature = "cuda", feature = "tensorrt"))]
 use super::{
     building::{self, Request},
@@ -157,6 +157,26 @@ impl Venue {
     }
 }
 
+/// What was decided.
+pub struct Decision {
+    /// Where the model runs.
+    pub venue: Venue,
+    /// Why, for people.
+    pub reason: String,
+    /// Whether that is not what was chosen, because a GPU with all that it needs could not be opened.
+    pub instead: bool,
+}
+
+impl Decision {
+    fn of(venue: Venue, reason: String) -> Self {
+        Self {
+            venue,
+            reason,
+            instead: false,
+        }
+    }
+}
+
 /// The machine that this runs on, and the element with its neighbours.
 struct Here<'a> {
     element: &'a StreamDiffusion,
@@ -264,20 +284,22 @@ impl Machine for Here<'_> {
 }
 
 impl StreamDiffusion {
-    /// Decides where to compute, by the properties and by what is there; and says why, for people.
-    pub(super) fn decide(&self) -> Result<(Venue, String)> {
+    /// Decides where to compute, by the properties and by what is there.
+    pub(super) fn decide(&self) -> Result<Decision> {
         self.deciding.store(true, Ordering::SeqCst);
         let decided = self.choose();
         self.deciding.store(false, Ordering::SeqCst);
-        let (venue, reason) = decided?;
+        let decision = decided?;
+        let Decision { venue, reason, .. } = &decision;
         gst::info!(CAT, imp = self, "Runs on the {}: {reason}", venue.name());
         *self.venue.lock() = Some(venue.clone());
-        Ok((venue, reason))
+        Ok(decision)
     }
 
-    fn choose(&self) -> Result<(Venue, String)> {
+    fn choose(&self) -> Result<Decision> {
         let settings = self.settings.lock().clone();
         let backend = settings.backend;
+        runtime_log::listen_to_onnxruntime();
         if let Some(path) = &settings.onnxruntime_library {
             // Every backend needs it: text is encoded by it.
             onnxruntime::open_at(path)?;
@@ -291,7 +313,7 @@ impl StreamDiffusion {
         };
         let Choice { place, reason } = choice::choose(backend, settings.device(), &here)?;
         let (number, opened) = match place {
-            Place::Cpu => return Ok((Venue::Cpu, reason)),
+            Place::Cpu => return Ok(Decision::of(Venue::Cpu, reason)),
             Place::Cuda(number) => (number, open(number)),
             #[cfg(all(feature = "cuda", feature = "tensorrt"))]
             Place::TensorRt(number) => {
@@ -306,11 +328,11 @@ impl StreamDiffusion {
             Place::TensorRt(number) => (number, has_tensorrt().map(|()| Venue::Cpu)),
         };
         match opened {
-            Ok(venue) => Ok((venue, reason)),
-            Err(error) if backend == Backend::Auto => {
-                let reason = format!("GPU {number} cannot be used: {error}");
-                Ok((Venue::Cpu, reason))
-            }
+            Ok(venue) => Ok(Decision::of(venue, reason)),
+            Err(error) if backend == Backend::Auto => Ok(Decision {
+                instead: true,
+                ..Decision::of(Venue::Cpu, format!("GPU {number} cannot be used: {error}"))
+            }),
             Err(error) => Err(error),
         }
     }

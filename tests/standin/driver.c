@@ -41,7 +41,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stream streams[STREAMS];
 /* The primary context: how often it is held, which one it is, and the error that sticks to it. */
 static long held, life = 1, live, misused;
-static int sticking, resets_refused, version = 13000, eager_after[STREAMS];
+static int sticking, resets_refused, never_again, version = 13000, eager_after[STREAMS];
 static size_t memory = (size_t)1 << 32, taken;
 static long resets, made;
 static __thread long current;
@@ -186,6 +186,9 @@ long standin_resets(void) { return resets; }
 long standin_held(void) { return held; }
 void standin_fail(int code) { sticking = code; }
 void standin_refuse_resets(int refused) { resets_refused = refused; }
+/* After an error that sticks there is no other context until this is 0 again. 1: what follows is lost too, whatever is reset.
+ * 2: none is given. */
+void standin_never_again(int how) { never_again = how; if (!how) sticking = 0; }
 void standin_version(int number) { version = number; }
 void standin_memory(size_t bytes) { memory = bytes; }
 
@@ -232,13 +235,21 @@ static void clear(struct stream *stream)
 static void forget(void)
 {
     life++;
-    sticking = 0;
+    if (!never_again)
+        sticking = 0;
     for (int i = 0; i < STREAMS; i++)
         clear(&streams[i]);
     made = 0;
 }
 
-int cuDevicePrimaryCtxRetain(void **context, int device) { held++; *context = (void *)0x77; return OK; }
+int cuDevicePrimaryCtxRetain(void **context, int device)
+{
+    if (never_again == 2 && sticking)
+        return sticking;
+    held++;
+    *context = (void *)0x77;
+    return OK;
+}
 int cuDevicePrimaryCtxRelease_v2(int device)
 {
     if (--held == 0)
@@ -250,6 +261,8 @@ int cuDevicePrimaryCtxReset_v2(int device)
     resets++;
     if (resets_refused)
         return NOT_SUPPORTED;
+    if (never_again == 2 && sticking)
+        return sticking;
     forget();
     return OK;
 }

@@ -6,7 +6,13 @@
 static char context;
 static _Thread_local void *current;
 
-int cuDevicePrimaryCtxRetain(void **result, int device) { *result = &context; return 0; }
+/* The error after which this GPU gives no context any more, or 0. */
+static int lost;
+
+void standin_lose(int error) { lost = error; }
+
+int cuDevicePrimaryCtxRetain(void **result, int device) { *result = &context; return lost; }
+int cuDevicePrimaryCtxReset_v2(int device) { return lost; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
 int cuCtxGetCurrent(void **result) { *result = current; return 0; }
 int cuCtxSetCurrent(void *wanted) { current = wanted; return 0; }

@@ -29,6 +29,9 @@ pub struct Player {
 impl Player {
     /// An element with this model folder (the bundled one if none) and these properties, at rest.
     pub fn new(model: Option<&Path>, settings: &[Setting]) -> Result<Self, Failure> {
+        // First: where GStreamer looks for plugins in this process, a plugin of this name that is installed would take the name.
+        StreamDiffusion::register_type()
+            .map_err(|error| Failure::new(error.message.to_string()))?;
         gst::init().map_err(|error| Failure::new(format!("GStreamer cannot start: {error}")))?;
         // By its type, not by its name: a plugin of this name that is installed may be of another version.
         let element: gst::Element = glib::Object::new::<StreamDiffusion>().upcast();

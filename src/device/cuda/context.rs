@@ -255,7 +255,8 @@ fn have(count: usize) -> String {
 pub(super) fn failed(what: &str, error: DriverError) -> Error {
     let then = match sticks(error) {
         true => {
-            "; nothing more can be done on this GPU until all that uses it is stopped (state NULL) and started again"
+            "; nothing more can be done on this GPU until all that uses it is stopped (state NULL) and started again, and \
+             where its driver does not allow that, not before the program is started again"
         }
         false => "",
     };

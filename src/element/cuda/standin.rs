@@ -1,7 +1,6 @@
 //! GStreamer's real CUDA library on a stand-in for the driver: contexts, pools and maps, without a GPU.
 
 use std::ffi::{c_int, c_void};
-use std::process::Command;
 use std::sync::Arc;
 
 use gst::glib;
@@ -11,20 +10,21 @@ use gst_video::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
 use libloading::Library;
 
+use self::driver::Seen;
 use super::library::Functions;
 use super::{Context, Gpu, Mapped, Sharing, is_cuda, memory};
 use crate::element::caps::{CUDA_FORMATS, CUDA_MEMORY, FORMATS};
 use crate::element::layout::layout;
 use crate::engine::onnxruntime::cuda_available;
 
-/// Set in the process that has the stand-in on its library path.
-const VARIABLE: &str = "STREAMDIFFUSION_TEST_STANDIN";
+#[path = "../../../tests/standin/mod.rs"]
+mod driver;
+
 const PRIMARY: *mut c_void = 0x77 as *mut c_void;
 
-/// The loader reads its path when a process starts, so the tests below run in one of their own.
 #[test]
 fn memory_is_shared_by_gstreamers_own_library() {
-    if let Some(library) = std::env::var_os(VARIABLE) {
+    if let Some(library) = driver::library() {
         gst::init().unwrap();
         // SAFETY: the stand-in, which libgstcuda opens too.
         let library = unsafe { Library::new(library) }.unwrap();
@@ -56,7 +56,7 @@ fn memory_is_shared_by_gstreamers_own_library() {
 #[test]
 fn a_gpu_that_failed_is_opened_anew() {
     let test = "a_gpu_that_failed_is_opened_anew";
-    let Some(library) = std::env::var_os(VARIABLE) else {
+    let Some(library) = driver::library() else {
         return in_a_process(test, "tests/standin/driver.c");
     };
     gst::init().unwrap();
@@ -79,39 +79,14 @@ fn a_gpu_that_failed_is_opened_anew() {
     gpu.cuda.check().unwrap();
 }
 
-/// Runs a test of this file in a process that has the stand-in made of `source` on its library path.
+/// Runs a test of this file in a process that has the stand-in made of `source`.
 fn in_a_process(test: &str, source: &str) {
-    let folder = std::env::temp_dir().join(format!("standin-{test}-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let library = folder.join("libcuda.so.1");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-w", "-o"])
-        .arg(&library)
-        .arg(source)
-        .arg("-lpthread")
-        .status()
-        .expect("a C compiler is needed");
-    assert!(built.success());
-    let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture"])
-        .arg(format!("element::cuda::standin::{test}"))
-        .env(VARIABLE, &library)
-        .env("GST_STREAMDIFFUSION_ENGINES", folder.join("engines"))
-        .env("NVRTC_DYLIB_PATH", &library)
-        .env("XDG_CACHE_HOME", folder.join("cache"))
-        .env("LD_LIBRARY_PATH", format!("{}:{path}", folder.display()))
-        .env("G_DEBUG", "fatal-criticals")
-        .output()
-        .unwrap();
-    let _ = std::fs::remove_dir_all(&folder);
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let name = format!("element::cuda::standin::{test}");
+    driver::run(&name, &[source], Seen::ByAll, |command, folder| {
+        command
+            .env("GST_STREAMDIFFUSION_ENGINES", folder.join("engines"))
+            .env("G_DEBUG", "fatal-criticals");
+    });
 }
 
 fn sharing(number: usize, keep: Arc<()>) -> Sharing {

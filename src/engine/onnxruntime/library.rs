@@ -11,6 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use libloading::Library;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 
+use super::log;
 use crate::error::{Error, Result};
 use crate::location;
 
@@ -105,8 +106,10 @@ fn load((path, version): (PathBuf, String)) -> Result<&'static Runtime> {
         .with_name("gst-plugin-streamdiffusion")
         .with_telemetry(false)
         .with_global_thread_pool(pool)
+        .with_logger(log::logger())
         .build()
         .map_err(|e| failed(&e))?;
+    environment.set_log_level(log::LEAST);
     Ok(RUNTIME.get_or_init(|| Runtime {
         environment,
         path,

@@ -5,6 +5,7 @@ mod cuda;
 mod fusing;
 mod geometry;
 mod library;
+pub(crate) mod log;
 mod model;
 mod provider;
 mod session;
@@ -21,6 +22,7 @@ pub use cuda::{
 #[cfg(feature = "cuda")]
 pub(super) use geometry::Geometry;
 pub use library::open_at;
+pub use log::{Severity, set_sink};
 pub use model::OnnxModel;
 #[cfg(feature = "cuda")]
 pub(super) use text::Texts;

@@ -14,6 +14,7 @@ use ort::session::builder::SessionBuilder;
 
 use crate::device::cuda::Cuda;
 use crate::engine::onnxruntime::library::Runtime;
+use crate::engine::onnxruntime::log;
 use crate::error::{Error, Result};
 
 /// Chooses [`Graphs`] by name, for measurements: `frame`, `session` or `none`.
@@ -153,10 +154,11 @@ impl CudaProvider {
             .with_config_entry(WEIGHTS_APART.0, WEIGHTS_APART.1)?
             .with_log_level(LogLevel::Warning)?
             .with_logger(Arc::new(
-                move |_: LogLevel, _: &str, _: &str, _: &str, said: &str| {
+                move |level: LogLevel, _: &str, _: &str, location: &str, said: &str| {
                     if said.contains(COPIES) {
                         copies.store(true, Ordering::Relaxed);
                     }
+                    log::tell(level, location, said);
                 },
             ))?;
         provider.register(&mut builder)?;
