@@ -454,6 +454,7 @@ fn an_element_whose_gpu_failed_says_so_and_starts_again() {
         assert!(status.success(), "{status}");
         return;
     }
+    init();
     let caps = caps("RGB", (64, 64), Memory::System);
     let info = VideoInfo::from_caps(&caps).unwrap();
     let frame = |k| {
@@ -524,7 +525,8 @@ fn an_element_whose_gpu_failed_says_so_and_starts_again() {
         harness.pull().unwrap();
         let warnings = said(&bus, gst::MessageType::Warning);
         let device = use_of(&auto, "device");
-        println!("{round}: on the {device}: {warnings:?}");
+        let reason = use_of(&auto, "backend-reason");
+        println!("{round}: on the {device}, {reason}: {warnings:?}");
         assert_eq!(device == "CPU", warnings.len() == 1, "{warnings:?}");
         for warning in warnings {
             assert!(warning.contains("start the program again"), "{warning}");
