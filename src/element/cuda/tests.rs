@@ -454,6 +454,7 @@ fn an_element_whose_gpu_failed_says_so_and_starts_again() {
         assert!(status.success(), "{status}");
         return;
     }
+    init();
     let caps = caps("RGB", (64, 64), Memory::System);
     let info = VideoInfo::from_caps(&caps).unwrap();
     let frame = |k| {

@@ -21,7 +21,7 @@ pub enum Severity {
     Verbose,
 }
 
-/// From here on it is heard. Below are warnings that are told with every frame.
+/// From here on the environment tells of it, as it does without a logger.
 pub(super) const LEAST: LogLevel = LogLevel::Error;
 
 type Sink = Box<dyn Fn(Severity, &str) + Send + Sync>;
