@@ -1,7 +1,7 @@
 //! Scaled dot-product attention (arXiv 1706.03762, §3.2.1) in a graph: products of matrices around a softmax, where
 //! everything about them can be told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::details::{Details, dtype};
 use super::infer::shapes::order;
@@ -56,6 +56,8 @@ struct Search<'a> {
     givers: HashMap<&'a str, usize>,
     /// Which nodes read a tensor.
     readers: HashMap<&'a str, Vec<usize>>,
+    /// What the graph gives.
+    outputs: HashSet<&'a str>,
 }
 
 /// A tensor that is another one, scaled, reshaped and transposed.
@@ -78,6 +80,7 @@ impl<'a> Search<'a> {
             facts,
             givers: HashMap::new(),
             readers: HashMap::new(),
+            outputs: source.outputs.iter().map(|o| o.name.as_str()).collect(),
         };
         for (i, node) in source.nodes.iter().enumerate() {
             for name in node.outputs.iter().filter(|name| !name.is_empty()) {
@@ -130,9 +133,10 @@ impl<'a> Search<'a> {
             && [k_channels, v_channels]
                 .into_iter()
                 .all(|other| other == channels)
-            && [&keys, &values]
-                .into_iter()
-                .all(|o| o.layout.heads() == Some(heads));
+            && [&keys, &values].into_iter().all(|other| {
+                other.layout.heads() == Some(heads)
+                    && other.layout.leading() == queries.layout.leading()
+            });
         let of_one_head = channels.number()?.checked_div(heads)?;
         if !agree || heads < 1 || of_one_head < 1 {
             return None;
@@ -150,8 +154,8 @@ impl<'a> Search<'a> {
         let scale = of_scores * queries.scale * keys.scale;
         let usual = (of_one_head as f64).sqrt().recip();
         let is_usual = (scale / usual - 1.0).abs() <= ROUNDING;
-        // A factor of 0 means the usual one to the operator.
-        if !scale.is_finite() || scale as f32 == 0.0 {
+        // A factor of 0 means the usual one to the operator, and it looks for the largest score before it scales.
+        if !scale.is_finite() || scale as f32 <= 0.0 {
             return None;
         }
         Some(Attention {
@@ -333,7 +337,7 @@ impl<'a> Search<'a> {
 
     /// The only node that reads the values of `name`, which is no output of the graph.
     fn reader(&self, name: &str) -> Option<usize> {
-        if self.source.outputs.iter().any(|output| output.name == name) {
+        if self.outputs.contains(name) {
             return None;
         }
         let readers = self.readers.get(name)?.iter();

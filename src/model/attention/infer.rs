@@ -144,7 +144,6 @@ impl<'a> Facts<'a> {
                 dims: Some(port.dims.iter().enumerate().map(size).collect()),
                 values: Known::Nothing,
             };
-            // What may be left out is a constant only if it is.
             facts.tensors.insert(&input.name, fact);
         }
         for (node, attributes) in source.nodes.iter().zip(&details.nodes) {
