@@ -320,6 +320,19 @@ def context_read(g, q, k, v):
     g.add("Add", out, g.add("Unsqueeze", most, g.sizes(2)), out="out")
 
 
+def rows_crossed(g, q, k, v):
+    """Queries have an axis of heads and keys have none, so rows meet rows."""
+    q, v = (g.heads(x, g.sizes(0, -1, 1, WIDTH)) for x in (q, v))
+    scores = g.add("MatMul", q, g.add("Transpose", k, perm=[0, 2, 1]))
+    scores = g.add("Mul", scores, g.constant(WIDTH**-0.5))
+    g.places(g.add("MatMul", g.add("Softmax", scores, axis=-1), v))
+
+
+def scale_below_0(g, q, k, v):
+    """The operator's kernels take scores to grow with the products."""
+    g.places(g.attend(g.scores(q, k, -0.5), v))
+
+
 def values_scaled(g, q, k, v):
     v = g.add("Mul", g.heads(v), g.constant(2.0))
     probabilities = g.add("Softmax", g.scores(q, k), axis=-1)
@@ -370,6 +383,8 @@ LEFT = {
     "order-kept": (order_kept, {}),
     "heads-inside": (heads_inside, {}),
     "rows-of-one": (rows_of_one, {"text_rows": 1}),
+    "rows-crossed": (rows_crossed, {}),
+    "scale-below-0": (scale_below_0, {}),
     "probabilities-read": (probabilities_read, {}),
     "scores-read": (scores_read, {}),
     "context-read": (context_read, {}),
@@ -430,6 +445,12 @@ def expected(name, hidden, text, weights):
         case "rows-mixed":
             n.q, n.k, n.v = (x.reshape(1, -1, WIDTH) for x in (n.q, n.k, n.v))
             return n.attention().reshape(ROWS, PLACES, WIDTH)
+        case "rows-crossed":
+            scores = n.q[:, None] @ n.k.transpose(0, 2, 1) * WIDTH**-0.5
+            context = softmax(scores) @ n.v[:, None]
+            return context.transpose(0, 2, 1, 3).reshape(ROWS, -1, WIDTH)
+        case "scale-below-0":
+            return n.attention(-0.5)
         case "scores-read":
             # As the graph reshapes them: three heads' places in six groups.
             most = n.scores().reshape(ROWS, PLACES, -1).max(axis=2, keepdims=True)

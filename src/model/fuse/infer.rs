@@ -9,10 +9,13 @@ pub(super) mod shapes;
 
 use std::collections::HashMap;
 
-use super::details::{Attributes, Constant, DIMENSIONS, Details, Values, dtype};
+use super::details::{Attributes, Constant, Details, Values, dtype};
 use super::size::Size;
 use crate::model::graph::Graph;
 use crate::model::scan::{Node, Source};
+
+/// The most dimensions of a tensor that are followed.
+const RANK: usize = 8;
 
 /// What is known of a tensor.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -144,7 +147,6 @@ impl<'a> Facts<'a> {
                 dims: Some(port.dims.iter().enumerate().map(size).collect()),
                 values: Known::Nothing,
             };
-            // What may be left out is a constant only if it is.
             facts.tensors.insert(&input.name, fact);
         }
         for (node, attributes) in source.nodes.iter().zip(&details.nodes) {
@@ -169,7 +171,7 @@ impl<'a> Facts<'a> {
         self.names = names;
         found.resize(node.outputs.len(), Fact::default());
         for (name, mut fact) in node.outputs.iter().zip(found) {
-            if fact.rank().is_some_and(|rank| rank > DIMENSIONS) {
+            if fact.rank().is_some_and(|rank| rank > RANK) {
                 fact = Fact::default();
             }
             if !name.is_empty() {

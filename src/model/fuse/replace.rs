@@ -40,6 +40,15 @@ impl Replacement {
 pub(super) fn replace(source: &mut Source, replacements: Vec<Replacement>) -> HashSet<usize> {
     let mut at: HashMap<usize, Replacement> =
         replacements.into_iter().map(|r| (r.giver, r)).collect();
+    // Functions of an operator's name would be called in its place.
+    let own: HashSet<&str> = (source.functions.iter())
+        .filter(|function| function.domain == DOMAIN)
+        .map(|function| function.name.as_str())
+        .collect();
+    at.retain(|_, replacement| {
+        let mut new = replacement.nodes.iter();
+        new.all(|node| node.domain != DOMAIN || !own.contains(node.op.as_str()))
+    });
     let mut rounds = 0;
     let needed = loop {
         let needed = needed(source, &at);

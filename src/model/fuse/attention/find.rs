@@ -89,9 +89,10 @@ impl<'a> Search<'a> {
             && [k_channels, v_channels]
                 .into_iter()
                 .all(|other| other == channels)
-            && [&keys, &values]
-                .into_iter()
-                .all(|o| o.layout.heads() == Some(heads));
+            && [&keys, &values].into_iter().all(|other| {
+                other.layout.heads() == Some(heads)
+                    && other.layout.leading() == queries.layout.leading()
+            });
         let of_one_head = channels.number()?.checked_div(heads)?;
         if !agree || heads < 1 || of_one_head < 1 {
             return None;
@@ -109,8 +110,8 @@ impl<'a> Search<'a> {
         let scale = of_scores * queries.scale * keys.scale;
         let usual = (of_one_head as f64).sqrt().recip();
         let is_usual = (scale / usual - 1.0).abs() <= ROUNDING;
-        // A factor of 0 means the usual one to the operator.
-        if !scale.is_finite() || scale as f32 == 0.0 {
+        // A factor of 0 means the usual one to the operator, and it looks for the largest score before it scales.
+        if !scale.is_finite() || scale as f32 <= 0.0 {
             return None;
         }
         Some(Attention {

@@ -125,6 +125,13 @@ impl Layout {
         leads && (a[..] == last[..1]) && (b[..] == last[1..])
     }
 
+    /// The axes of each dimension but the last two.
+    pub fn leading(&self) -> Vec<Vec<Axis>> {
+        let mut groups = self.with_heads();
+        groups.truncate(groups.len().saturating_sub(2));
+        groups
+    }
+
     /// Whether it is `[rows, places, channels]` again.
     pub fn is_by_place(&self) -> bool {
         let groups = self.with_heads();

@@ -1,5 +1,6 @@
 //! Dimensions: what operators make of those of their operands.
 
+use super::super::details::{DIMENSIONS, SMALL};
 use super::super::size::Size;
 use super::arithmetic::{broadcast, integers};
 use super::{Case, Fact, Fresh, Known};
@@ -146,7 +147,9 @@ impl Case<'_, '_> {
         let rank = self.input(0)?.rank()?;
         let axis = place(self.attributes.integer("axis", 0)?, rank)?;
         let lists: Option<Vec<_>> = self.inputs.iter().map(|input| input.integers()).collect();
-        if let (Some(lists), 1) = (lists, rank) {
+        if let (Some(lists), 1) = (lists, rank)
+            && lists.iter().map(|list| list.len()).sum::<usize>() <= SMALL
+        {
             return Some(integers(1, lists.concat()));
         }
         let all: Option<Vec<_>> = self
@@ -174,6 +177,9 @@ impl Case<'_, '_> {
 
     pub(super) fn split(&self, fresh: Fresh) -> Vec<Fact> {
         let outputs = self.node.outputs.len();
+        if outputs > SMALL {
+            return Vec::new();
+        }
         let sizes = || {
             let dims = self.dims(0)?;
             let axis = place(self.attributes.integer("axis", 0)?, dims.len())?;
@@ -261,7 +267,7 @@ impl Case<'_, '_> {
                 return None;
             };
             let rank = usize::try_from(rank.number()?).ok();
-            let rank = rank.filter(|rank| *rank <= super::DIMENSIONS)?;
+            let rank = rank.filter(|rank| *rank <= DIMENSIONS)?;
             return self.shaped((0..rank).map(|_| fresh()).collect());
         };
         let copies = self.attributes.integer("allowzero", 0)? == 0;
