@@ -294,10 +294,10 @@ fn compare(
 fn a_graph_of_yours() {
     let path = PathBuf::from(std::env::var_os("SPLIT_GRAPH").expect("SPLIT_GRAPH is set"));
     // Full-size models add up hundreds of times as many numbers as the small ones here.
-    println!(
-        "{:#?}",
-        compare("yours", &path, &[(16, 16)], TIMESTEPS, 1e-5, false)
-    );
+    for fused in [false, true] {
+        let found = compare("yours", &path, &[(16, 16)], TIMESTEPS, 1e-5, fused);
+        println!("{found:#?}");
+    }
 }
 
 #[test]

@@ -191,6 +191,16 @@ impl Case<'_, '_> {
             (Some(a), Some(b)) => Some(broadcast(a, b, fresh)),
             _ => None,
         };
+        // Operands of as many values may be broadcast too, to more of them.
+        let all = dims
+            .as_ref()
+            .and_then(Size::product)
+            .and_then(|n| n.number());
+        let values = match values {
+            Known::Integers(list) if all != Some(list.len() as i64) => Known::Nothing,
+            Known::Floats(list) if all != Some(list.len() as i64) => Known::Nothing,
+            values => values,
+        };
         Some(Fact {
             dtype: first.dtype,
             dims,
