@@ -13,7 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gststreamdiffusion::model::{Fused, Fusions, Graph};
-use onnx::run::{Array, Feed, difference, from_file, from_memory, run, shapes, with_functions};
+use onnx::run::{
+    Array, Feed, difference, from_file, from_memory, on_gpu, run, shapes, with_functions,
+};
+use ort::session::Session;
 
 const ONLY: Fusions = Fusions {
     channels_last: true,
@@ -46,14 +49,9 @@ fn counted(model: &[u8]) -> [usize; 2] {
     [last(&["NhwcConv"]), last(&["GroupNorm", "Resize"])]
 }
 
-/// Runs the graph at `path` as it is and as it is made faster.
-fn check(path: &Path, faster: &Fused, feed: &Feed, tolerance: f64) {
-    let folder = path.parent().unwrap();
-    let model = with_functions(
-        &faster.model().unwrap(),
-        &data("channels_last/functions.onnx"),
-    );
-    let found = run(&mut from_memory(&model, folder).unwrap(), feed);
+/// Runs the graph at `path` as it is, and the one that was made of it in `session`.
+fn check(path: &Path, session: &mut Session, feed: &Feed, tolerance: f64) {
+    let found = run(session, feed);
     let wanted = run(&mut from_file(path), feed);
     assert_eq!(found.len(), wanted.len());
     for (name, wanted) in &wanted {
@@ -64,6 +62,12 @@ fn check(path: &Path, faster: &Fused, feed: &Feed, tolerance: f64) {
             path.display()
         );
     }
+}
+
+/// A session of a graph with functions in the place of the operators.
+fn on_a_processor(model: &[u8], folder: &Path) -> Session {
+    let model = with_functions(model, &data("channels_last/functions.onnx"));
+    from_memory(&model, folder).unwrap()
 }
 
 /// Something for each of these inputs.
@@ -80,20 +84,33 @@ fn feed(shapes: &[(String, Vec<usize>)]) -> Feed {
 
 #[test]
 fn small_graphs() {
+    graphs(TOLERANCE, |model| on_a_processor(model, Path::new("")));
+}
+
+/// The same with the operators themselves, which add up in other orders.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn small_graphs_on_a_gpu() {
+    graphs(1e-4, on_gpu);
+}
+
+fn graphs(tolerance: f64, session: impl Fn(&[u8]) -> Session) {
     let counts = fs::read_to_string(data("channels_last/graphs.json")).unwrap();
     let counts: BTreeMap<String, [usize; 2]> = serde_json::from_str(&counts).unwrap();
     assert!(counts.len() > 10);
     for (name, expected) in counts {
         let path = data(&format!("channels_last/{name}.onnx"));
         let fused = faster(&path).unwrap();
-        assert_eq!(counted(&fused.model().unwrap()), expected, "{name}");
+        let model = fused.model().unwrap();
+        assert_eq!(counted(&model), expected, "{name}");
         assert_eq!(fused.counts().channels_last, expected[0], "{name}");
         let tolerance = match &*name {
             "half" => TOLERANCE_F16,
-            _ => TOLERANCE,
+            _ => tolerance,
         };
         let x = Array::noise(&[2, 8, 5, 6], 7);
-        check(&path, &fused, &Feed::from([("x".into(), x)]), tolerance);
+        let feed = Feed::from([("x".into(), x)]);
+        check(&path, &mut session(&model), &feed, tolerance);
     }
 }
 
@@ -135,7 +152,8 @@ fn components_of_all_architectures() {
                 _ => (16, 24),
             };
             let feed = feed(&shapes(&path, size));
-            check(&path, &fused, &feed, 1e-4);
+            let mut session = on_a_processor(&fused.model().unwrap(), path.parent().unwrap());
+            check(&path, &mut session, &feed, 1e-4);
             checked += 1;
         }
     }

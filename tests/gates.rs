@@ -13,7 +13,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gststreamdiffusion::model::{Fused, Fusions, Graph};
-use onnx::run::{Array, Feed, difference, from_file, from_memory, run, with_functions};
+use onnx::run::{Array, Feed, difference, from_file, from_memory, on_gpu, run, with_functions};
+use ort::session::Session;
 
 const ONLY: Fusions = Fusions {
     gates: true,
@@ -28,6 +29,20 @@ fn data(name: &str) -> PathBuf {
 
 #[test]
 fn gated_linear_units() {
+    units(|model| {
+        let model = with_functions(model, &data("functions.onnx"));
+        from_memory(&model, Path::new("")).unwrap()
+    });
+}
+
+/// The same with the operator itself.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn gated_linear_units_on_a_gpu() {
+    units(on_gpu);
+}
+
+fn units(session: impl Fn(&[u8]) -> Session) {
     let graphs = fs::read_to_string(data("graphs.json")).unwrap();
     let graphs: BTreeMap<String, Vec<String>> = serde_json::from_str(&graphs).unwrap();
     assert!(graphs["fused"].len() >= 5 && graphs["left"].len() >= 9);
@@ -41,13 +56,9 @@ fn gated_linear_units() {
         let fused = Fused::open(&path, &Graph::open(&path).unwrap(), ONLY).unwrap();
         let fused = fused.unwrap_or_else(|| panic!("{name}"));
         assert_eq!((fused.counts().gates, fused.nodes()), (1, 2), "{name}");
-        let model = with_functions(&fused.model().unwrap(), &data("functions.onnx"));
         let x = Array::noise(&[2, 3, 4], 9);
         let feed = Feed::from([("x".to_owned(), x)]);
-        let found = run(
-            &mut from_memory(&model, path.parent().unwrap()).unwrap(),
-            &feed,
-        );
+        let found = run(&mut session(&fused.model().unwrap()), &feed);
         let wanted = run(&mut from_file(&path), &feed);
         let difference = difference(&found["y"], &wanted["y"]);
         let tolerance = if name == "half" { 4e-3 } else { 1e-5 };
