@@ -6,24 +6,34 @@
 // map, which holds matrix and range (ITU-T H.273), and are rounded to the nearest. Colour differences that are for
 // several pixels are those of the mean of the area around where they lie, which is as large as these pixels: of the two
 // pixels themselves, or, where a sample lies on the first of two, of that one, half of the other and half of the one
-// before. At the edges pixels are repeated. Alpha, and the byte that stands in its
-// place, is 255. Bytes between rows are not touched; of a unit of two pixels that a frame of odd width has half of, the
-// other half repeats it.
+// before. At the edges pixels are repeated. Alpha, and the byte that stands in its place, is 255. Bytes between rows are
+// not touched; of a unit of two pixels that a frame of odd width has half of, the other half repeats it.
 //
-// blockIdx.y is a row of the frame, or a pair of rows where colour differences are for pairs; blockIdx.x a piece of it, of
-// `tile` pixels. `room` is what each of three channels of each row gets of the shared memory, in floats.
+// A thread makes two columns of pixels side by side, down a strip of `rows` rows; a warp's columns are neighbours. It
+// resizes across first: a row of the tensor gives it two pixels. These stay in registers while it goes down, the last four
+// of them where the frame is higher than the tensor, and every row of the frame is a sum of what is there. So a row of the
+// tensor is resized across once for a strip, not once for each row of the frame, and no thread waits for another one.
+// What is the same all along a row, its taps, the threads of a block share out and leave in shared memory before.
 //
-// Moves the tensor (6 bytes a pixel; rows that several rows of the frame need come from the cache again), and the frame
-// once.
+// Where colour differences lie on the first of two pixels, they need the pixel before: the lane before has it, and a
+// warp's first lane makes it and nothing else. Rows above a strip are made once more in the same way.
+//
+// Moves the tensor (6 bytes a pixel; what several rows of the frame need comes from the cache again), and the frame once.
 
 struct TensorToFrame {
     const h16 *tensor;
     u8 *planes[3];
     u32 strides[3];
-    // Three components: plane, first byte in a row, bytes from sample to sample.
-    u32 plane[3];
-    u32 offset[3];
-    u32 step[3];
+    // Bytes of a pixel of three or four; 0 where the components are not side by side in bytes.
+    u32 packed;
+    // What a pixel of four holds beside the components, which begin after `shift` bits.
+    u32 fill;
+    u32 shift;
+    // Second and third component: plane and bits before it in a unit that both share with others.
+    u32 plane[2];
+    u32 bits[2];
+    // Bits before the first component, in a unit that it shares with them.
+    u32 luma_bits;
     u32 components;
     // log₂ of the pixels across and down for which the second and third component have one sample.
     u32 sub_x;
@@ -36,128 +46,377 @@ struct TensorToFrame {
     // The frame's.
     u32 width;
     u32 height;
-    u32 tile;
-    u32 room;
+    // Of a strip; even where colour differences are for two rows.
+    u32 rows;
+    // Of a block of the launch's size.
+    u32 warps;
     u32 ten_bits;
-    // The byte of a pixel of four that is alpha; 4 stands for none.
-    u32 alpha;
+    // From red, green and blue in [0, 1] to codes in [0, 1]; of packed components in the order of their bytes.
     float map[3][4];
 };
 
-static __device__ __forceinline__ u32 code(const float *map, const float *rgb, float top) {
-    const float value = map[0] * rgb[0] + map[1] * rgb[1] + map[2] * rgb[2] + map[3];
-    return (u32)(fminf(fmaxf(value, 0), top) + 0.5f);
-}
+// A row of the frame: what it is made of, in halves of the shares.
+struct alignas(16) Line {
+    Taps taps;
+    // Its share in the colour differences of its pair of rows, and in those of the next pair.
+    float here;
+    float below;
+};
 
-static __device__ __forceinline__ void put(const TensorToFrame &p, u32 c, u32 sample, u32 row, u32 value) {
-    u8 *at = p.planes[p.plane[c]] + (u64)row * p.strides[p.plane[c]] + p.offset[c] + sample * p.step[c];
-    if (p.ten_bits)
-        *(u16 *)at = (u16)(value << 6);
-    else
-        *at = (u8)value;
-}
+// How rows of the tensor become rows of the frame: as they are; by four taps; by any number of them.
+enum Resize { SAME, CUBIC, ANY };
 
-// The frame's row that line `line` of a piece is made for; the one before the first is the first.
-static __device__ __forceinline__ u32 row_of(const TensorToFrame &p, u32 y0, u32 line) {
-    return y0 + line > p.on_y ? y0 + line - p.on_y : 0;
-}
+// What two columns, side by side or the same, are made of.
+template <Resize> struct Columns;
 
-// The share of the one before, the first and the second of two pixels or rows in what lies between these or on the first;
-// `two` says whether there is a second, which the first stands for otherwise.
-static __device__ __forceinline__ float share_of(u32 on, int which, bool two) {
-    if (on)
-        return which == 0 ? (two ? 0.5f : 0.75f) : 0.25f;
-    return which < 0 ? 0 : two ? 0.5f : 1;
-}
+template <> struct Columns<SAME> {
+    u32 begin;
+    bool two;
 
-KERNEL tensor_to_frame(const TensorToFrame p) {
-    DYNAMIC_SHARED(sums);
-    const u32 x0 = blockIdx.x * p.tile, y0 = blockIdx.y << p.sub_y;
-    const u32 x1 = x0 + p.tile < p.width ? x0 + p.tile : p.width;
-    const u32 rows = y0 + (1u << p.sub_y) < p.height ? 1u << p.sub_y : p.height - y0;
-    // The lines that the piece is made of: its rows, and before them the one that colour differences need too.
-    const u32 lines = rows + p.on_y;
-    const Span needed = span(p.across, x0 - (x0 > 0 ? p.on_x : 0), x1);
-    const u64 stride = 2 * (u64)p.across.size;
-    const u64 area = stride * p.down.size;
-    // Where rows are aligned, so are those of every channel.
-    const u8 *tensor = (const u8 *)p.tensor;
-    const u32 begin = begin_at(tensor, stride, 2 * needed.first), end = 2 * needed.last + 2;
-    const u32 words = words_of(tensor, stride, begin, end);
-    // Of a small piece one channel would not keep all threads busy, so they share out all channels and rows.
-    for (u32 i = threadIdx.x; i < 3 * lines * words; i += blockDim.x) {
-        const u32 part = i / words;
-        add_word<Half>(tensor + part % 3 * area, stride, begin, i - part * words, p.down,
-                       taps(p.down, row_of(p, y0, part / 3)), sums + part * p.room);
+    __device__ __forceinline__ Columns(const Axis &, u32 left, u32 right) : begin(left & ~1u), two(right > left) {}
+
+    __device__ __forceinline__ void read(const Axis &, const h16 *row, float *pixels) const {
+        const u32 both = *(const u32 *)(row + begin);
+        pixels[0] = from_half((h16)(both & 0xffff));
+        pixels[1] = two ? from_half((h16)(both >> 16)) : pixels[0];
     }
-#pragma unroll 1
-    for (u32 part = 0; part < 3 * lines; part++)
-        add_samples<Half>(tensor + part % 3 * area, stride, begin, end, words, p.down,
-                          taps(p.down, row_of(p, y0, part / 3)), sums + part * p.room);
-    // Where sample 0 would be among the sums of a channel.
-    const int zero = -(int)(begin / 2);
-    __syncthreads();
+};
 
-    const float top = p.ten_bits ? 1023 : 255;
-    // Two pixels of each line, and the one before them where colour differences need it.
-    for (u32 x = x0 + 2 * threadIdx.x; x < x1; x += 2 * blockDim.x) {
-        float mean[3] = {0, 0, 0};
-#pragma unroll 1
-        for (u32 line = 0; line < lines; line++) {
-            // Below zero: the line before the rows.
-            const int row = (int)line - (int)p.on_y;
-            const float share_down = p.sub_y > 0 ? share_of(p.on_y, row, rows > 1) : 1;
-#pragma unroll 1
-            for (int i = -(int)p.on_x; i < 2; i++) {
-                if (i > 0 && x + 1 >= x1)
-                    break;
-                const u32 column = i < 0 && x == 0 ? 0 : x + i;
-                float rgb[3] = {0, 0, 0};
-                const Taps horizontal = taps(p.across, column);
-#pragma unroll 2
-                for (int k = 0; k < horizontal.count; k++) {
-                    const int sample = (int)inside(p.across, horizontal.first + k);
-                    const float share = weight(p.across, horizontal, k);
+// Of a tensor that is at least five samples wide. Neighbours need the same four samples or all but one: five for both.
+template <> struct Columns<CUBIC> {
+    u32 begin;
+    float shares[2][5];
+
+    __device__ __forceinline__ Columns(const Axis &axis, u32 left, u32 right) {
+        const Place at = place(axis, left);
+        const Taps a = taps(axis, at), b = taps(axis, right > left ? next(axis, at) : at);
+        const bool later = b.first > a.first;
 #pragma unroll
-                    for (u32 c = 0; c < 3; c++)
-                        rgb[c] += share * sums[(int)((3 * line + c) * p.room) + zero + sample];
-                }
-                const float share = share_down * share_of(p.on_x, i, x + 1 < x1);
+        for (int k = 0; k < 5; k++) {
+            shares[0][k] = k < 4 ? a.share[k & 3] : 0;
+            shares[1][k] = later ? (k > 0 ? b.share[(k - 1) & 3] : 0) : (k < 4 ? b.share[k & 3] : 0);
+        }
+        int first = a.first;
+        // Those before the first and after the last sample stand for it.
+        for (; first < 0; first++) {
 #pragma unroll
-                for (u32 c = 0; c < 3; c++) {
-                    rgb[c] = fminf(fmaxf(rgb[c], -1), 1);
-                    mean[c] += share * rgb[c];
-                }
-                if (row < 0 || i < 0)
-                    continue;
-                const u32 first = code(p.map[0], rgb, top);
-                if (p.alpha < 4) {
-                    // A pixel of four bytes: one word where it is aligned, as it is but for odd strides.
-                    u8 *at = p.planes[0] + (u64)(y0 + row) * p.strides[0] + 4 * (x + i);
-                    const u32 word = first << 8 * p.offset[0] | code(p.map[1], rgb, top) << 8 * p.offset[1] |
-                                     code(p.map[2], rgb, top) << 8 * p.offset[2] | 255u << 8 * p.alpha;
-                    if (((u64)at & 3) == 0) {
-                        *(u32 *)at = word;
-                    } else {
+            for (int i = 0; i < 2; i++) {
+                shares[i][0] += shares[i][1];
 #pragma unroll
-                        for (u32 byte = 0; byte < 4; byte++)
-                            at[byte] = (u8)(word >> 8 * byte);
-                    }
-                    continue;
-                }
-                put(p, 0, x + i, y0 + row, first);
-                if (p.components == 3 && p.sub_x == 0 && p.sub_y == 0) {
-                    put(p, 1, x + i, y0 + row, code(p.map[1], rgb, top));
-                    put(p, 2, x + i, y0 + row, code(p.map[2], rgb, top));
-                }
-                // Half a unit of two pixels.
-                if (p.step[0] == 2 && !p.ten_bits && x + i + 1 == p.width && i == 0)
-                    put(p, 0, x + 1, y0 + row, first);
+                for (int k = 1; k < 4; k++)
+                    shares[i][k] = shares[i][k + 1];
+                shares[i][4] = 0;
             }
         }
-        if (p.components == 3 && p.sub_x > 0) {
-            put(p, 1, x / 2, y0 >> p.sub_y, code(p.map[1], mean, top));
-            put(p, 2, x / 2, y0 >> p.sub_y, code(p.map[2], mean, top));
+        for (; first + 5 > (int)axis.size; first--) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                shares[i][4] += shares[i][3];
+#pragma unroll
+                for (int k = 3; k > 0; k--)
+                    shares[i][k] = shares[i][k - 1];
+                shares[i][0] = 0;
+            }
+        }
+        begin = (u32)first;
+    }
+
+    __device__ __forceinline__ void read(const Axis &, const h16 *row, float *pixels) const {
+        const h16 *samples = row + begin;
+        pixels[0] = pixels[1] = 0;
+#pragma unroll
+        for (int k = 0; k < 5; k++) {
+            const float sample = from_half(samples[k]);
+            pixels[0] += shares[0][k] * sample;
+            pixels[1] += shares[1][k] * sample;
         }
     }
+};
+
+template <> struct Columns<ANY> {
+    Taps columns[2];
+
+    __device__ __forceinline__ Columns(const Axis &axis, u32 left, u32 right) {
+        const Place at = place(axis, left);
+        columns[0] = taps(axis, at);
+        columns[1] = taps(axis, right > left ? next(axis, at) : at);
+    }
+
+    __device__ __forceinline__ void read(const Axis &axis, const h16 *row, float *pixels) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            pixels[i] = 0;
+#pragma unroll 1
+            for (int k = 0; k < columns[i].count; k++)
+                pixels[i] += share(columns[i], k) * from_half(row[inside(axis, columns[i].first + k)]);
+        }
+    }
+};
+
+// Red, green and blue of two columns.
+struct Pair {
+    float rgb[2][3];
+};
+
+template <Resize ACROSS>
+static __device__ __forceinline__ Pair pair_of(const TensorToFrame &p, const Columns<ACROSS> &columns, int row) {
+    const u64 area = (u64)p.across.size * p.down.size;
+    const h16 *at = p.tensor + (u64)inside(p.down, row) * p.across.size;
+    Pair pair;
+#pragma unroll
+    for (u32 c = 0; c < 3; c++) {
+        float pixels[2];
+        columns.read(p.across, at + c * area, pixels);
+        pair.rgb[0][c] = pixels[0];
+        pair.rgb[1][c] = pixels[1];
+    }
+    return pair;
+}
+
+// A float whose last bits are the code: the sum is rounded to a multiple of 1.
+static __device__ __forceinline__ u32 code(const float *map, const float *rgb, float top) {
+    const float value = saturate(map[0] * rgb[0] + map[1] * rgb[1] + map[2] * rgb[2] + map[3]);
+    return float_to_bits(value * top + 8388608.0f) & 0x3ff;
+}
+
+// The `count` low bytes of `word`, in one store where the address is a multiple of `count`, as `whole` says.
+static __device__ __forceinline__ void put(u8 *at, u32 word, u32 count, bool whole) {
+    if (whole && count == 4) {
+        *(u32 *)at = word;
+    } else if (whole && count == 2) {
+        *(u16 *)at = (u16)word;
+    } else {
+        for (u32 i = 0; i < count; i++)
+            at[i] = (u8)(word >> 8 * i);
+    }
+}
+
+static __device__ __forceinline__ bool multiples(const u8 *base, u32 stride, u32 of) {
+    return (((u64)base | stride) & (of - 1)) == 0;
+}
+
+// Row y of a frame whose components have a sample for each pixel: the pixels x and, if there are `two`, x + 1.
+static __device__ __forceinline__ void put_full(const TensorToFrame &p, const Pair &pair, u32 x, u32 y, bool two) {
+    u32 codes[2][3];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++)
+#pragma unroll
+        for (u32 c = 0; c < 3; c++)
+            codes[i][c] = code(p.map[c], pair.rgb[i], 255);
+    if (p.packed == 0) {
+#pragma unroll
+        for (u32 c = 0; c < 3; c++) {
+            if (c < p.components) {
+                const u32 plane = c == 0 ? 0 : p.plane[c - 1];
+                u8 *at = p.planes[plane] + (u64)y * p.strides[plane] + x;
+                put(at, codes[0][c] | codes[1][c] << 8, two ? 2 : 1, multiples(p.planes[plane], p.strides[plane], 2));
+            }
+        }
+        return;
+    }
+    u8 *at = p.planes[0] + (u64)y * p.strides[0] + x * p.packed;
+    u32 words[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++)
+        words[i] = (codes[i][0] | codes[i][1] << 8 | codes[i][2] << 16) << p.shift | p.fill;
+    if (p.packed == 4) {
+        if (two && multiples(p.planes[0], p.strides[0], 8)) {
+            *(u64 *)at = (u64)words[1] << 32 | words[0];
+            return;
+        }
+        const bool whole = multiples(p.planes[0], p.strides[0], 4);
+        put(at, words[0], 4, whole);
+        if (two)
+            put(at + 4, words[1], 4, whole);
+    } else if (two && multiples(p.planes[0], p.strides[0], 2)) {
+        put(at, words[0], 2, true);
+        put(at + 2, words[0] >> 16 | words[1] << 8, 2, true);
+        put(at + 4, words[1] >> 8, 2, true);
+    } else {
+        put(at, words[0], 3, false);
+        if (two)
+            put(at + 3, words[1], 3, false);
+    }
+}
+
+// The luma of pixels x and, if there are `two`, x + 1 of row y.
+static __device__ __forceinline__ void put_luma(const TensorToFrame &p, const u32 *luma, u32 x, u32 y, bool two) {
+    u8 *row = p.planes[0] + (u64)y * p.strides[0];
+    if (p.ten_bits) {
+        const bool whole = two && multiples(p.planes[0], p.strides[0], 4);
+        if (whole) {
+            *(u32 *)(row + 2 * x) = luma[0] << 6 | luma[1] << 22;
+        } else {
+            put(row + 2 * x, luma[0] << 6, 2, true);
+            if (two)
+                put(row + 2 * x + 2, luma[1] << 6, 2, true);
+        }
+    } else {
+        put(row + x, luma[0] | luma[1] << 8, two ? 2 : 1, multiples(p.planes[0], p.strides[0], 2));
+    }
+}
+
+// Sample x of the colour differences in their row y, and, where it shares a unit with them, the luma of its two pixels.
+static __device__ __forceinline__ void put_differences(const TensorToFrame &p, const float *mean, const u32 *luma, u32 x,
+                                                       u32 y) {
+    const float top = p.ten_bits ? 1023 : 255;
+    const u32 u = code(p.map[1], mean, top), v = code(p.map[2], mean, top);
+    const u32 plane = p.plane[0], stride = p.strides[plane];
+    u8 *row = p.planes[plane] + (u64)y * stride;
+    if (plane != p.plane[1]) {
+        row[x] = (u8)u;
+        p.planes[p.plane[1]][(u64)y * p.strides[p.plane[1]] + x] = (u8)v;
+        return;
+    }
+    const u32 both = u << p.bits[0] | v << p.bits[1];
+    if (plane == 0)
+        put(row + 4 * x, both | luma[0] << p.luma_bits | luma[1] << (p.luma_bits + 16), 4,
+            multiples(p.planes[plane], stride, 4));
+    else if (!p.ten_bits)
+        put(row + 2 * x, both, 2, multiples(p.planes[plane], stride, 2));
+    else if (multiples(p.planes[plane], stride, 4))
+        put(row + 4 * x, both << 6, 4, true);
+    else {
+        put(row + 4 * x, both << 6, 2, true);
+        put(row + 4 * x + 2, both >> 10, 2, true);
+    }
+}
+
+// The columns that this warp makes of the strip. SUBSAMPLED: colour differences are for two pixels of a row at least.
+template <Resize ACROSS, bool GROWS, bool SUBSAMPLED>
+static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Line *lines, int count, u32 warp) {
+    const int on_x = SUBSAMPLED ? (int)p.on_x : 0, on_y = SUBSAMPLED ? (int)p.on_y : 0;
+    const int lane = (int)(threadIdx.x % 32) - on_x;
+    const int first = 2 * (int)warp * (32 - on_x), x = first + 2 * lane;
+    if (first >= (int)p.width)
+        return;
+    // All lanes take part in shuffles.
+    const bool live = lane >= 0 && x < (int)p.width, two = x + 1 < (int)p.width;
+    const int last = (int)p.width - 1;
+    const u32 left = (u32)(x < 0 ? 0 : x < last ? x : last), right = (u32)(x + 1 < 0 ? 0 : x + 1 < last ? x + 1 : last);
+    const Columns<ACROSS> columns(p.across, left, right);
+
+    // Rows lines[i].first to `ready` of the tensor, where four are enough for any row of the frame.
+    Pair window[4];
+    int ready = lines[0].taps.first - 1;
+    // For colour differences: sums down a pair of rows.
+    Pair sums = {};
+    u32 y = blockIdx.y * p.rows - (u32)on_y;
+#pragma unroll 1
+    for (int i = 0; i < count; i++, y++) {
+        const Line line = lines[i];
+        Pair pair;
+        if (GROWS) {
+#pragma unroll 1
+            while (ready < line.taps.first + 3) {
+                window[0] = window[1];
+                window[1] = window[2];
+                window[2] = window[3];
+                window[3] = pair_of<ACROSS>(p, columns, ++ready);
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int c = 0; c < 3; c++) {
+                    float sum = 0.5f;
+#pragma unroll
+                    for (int k = 0; k < 4; k++)
+                        sum = line.taps.share[k] * window[k].rgb[j][c] + sum;
+                    pair.rgb[j][c] = saturate(sum);
+                }
+        } else {
+#pragma unroll
+            for (int j = 0; j < 6; j++)
+                pair.rgb[j / 3][j % 3] = 0.5f;
+#pragma unroll 1
+            for (int k = 0; k < line.taps.count; k++) {
+                const Pair row = pair_of<ACROSS>(p, columns, line.taps.first + k);
+                const float weight = share(line.taps, k);
+#pragma unroll
+                for (int j = 0; j < 6; j++)
+                    pair.rgb[j / 3][j % 3] += weight * row.rgb[j / 3][j % 3];
+            }
+#pragma unroll
+            for (int j = 0; j < 6; j++)
+                pair.rgb[j / 3][j % 3] = saturate(pair.rgb[j / 3][j % 3]);
+        }
+        if (!SUBSAMPLED) {
+            if (live)
+                put_full(p, pair, (u32)x, y, two);
+            continue;
+        }
+
+        // The row before the strip, and one below the frame, are for colour differences alone.
+        const bool seen = live && i >= on_y && y < p.height;
+        u32 luma[2];
+        luma[0] = code(p.map[0], pair.rgb[0], p.ten_bits ? 1023 : 255);
+        luma[1] = code(p.map[0], pair.rgb[1], p.ten_bits ? 1023 : 255);
+        if (seen && p.plane[0] != 0)
+            put_luma(p, luma, (u32)x, y, two);
+#pragma unroll
+        for (int j = 0; j < 6; j++)
+            sums.rgb[j / 3][j % 3] += line.here * pair.rgb[j / 3][j % 3];
+        if (p.sub_y == 0 || ((i - on_y) & 1) == 1) {
+            float mean[3];
+#pragma unroll
+            for (int c = 0; c < 3; c++) {
+                mean[c] = 0.5f * (sums.rgb[0][c] + sums.rgb[1][c]);
+                if (on_x)
+                    mean[c] += 0.25f * (__shfl_up_sync(0xffffffff, sums.rgb[1][c], 1) - sums.rgb[1][c]);
+            }
+            if (live && i >= on_y)
+                put_differences(p, mean, luma, (u32)x / 2, y >> p.sub_y);
+#pragma unroll
+            for (int j = 0; j < 6; j++)
+                sums.rgb[j / 3][j % 3] = line.below * pair.rgb[j / 3][j % 3];
+        }
+    }
+}
+
+template <bool SUBSAMPLED>
+static __device__ __forceinline__ void tensor_to_frame_of(const TensorToFrame &p, const Line *lines, int count) {
+    const bool cubic = grows(p.across) && p.across.size >= 5;
+    const bool same = p.across.num == p.across.den && p.width % 2 == 0 && ((u64)p.tensor & 3) == 0;
+#pragma unroll 1
+    for (u32 i = threadIdx.x / 32; i < p.warps; i += blockDim.x / 32) {
+        const u32 warp = blockIdx.x * p.warps + i;
+        if (grows(p.down)) {
+            if (cubic)
+                strip_of<CUBIC, true, SUBSAMPLED>(p, lines, count, warp);
+            else
+                strip_of<ANY, true, SUBSAMPLED>(p, lines, count, warp);
+        } else if (cubic) {
+            strip_of<CUBIC, false, SUBSAMPLED>(p, lines, count, warp);
+        } else if (same) {
+            strip_of<SAME, false, SUBSAMPLED>(p, lines, count, warp);
+        } else {
+            strip_of<ANY, false, SUBSAMPLED>(p, lines, count, warp);
+        }
+    }
+}
+
+KERNEL_OF(128, 1) tensor_to_frame(const TensorToFrame p) {
+    DYNAMIC_SHARED(shared);
+    Line *lines = (Line *)shared;
+    // The strip's rows, the missing one of a pair too, and the one before where colour differences need it.
+    const u32 y0 = blockIdx.y * p.rows;
+    const u32 rows = p.rows < p.height - y0 ? p.rows : (p.height - y0 + p.sub_y) >> p.sub_y << p.sub_y;
+    const u32 count = rows + p.on_y;
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
+        const u32 above = y0 + i > p.on_y ? y0 + i - p.on_y : 0;
+        const bool second = p.sub_y > 0 && ((i - p.on_y) & 1) == 1;
+        Line line;
+        line.taps = taps(p.down, place(p.down, above < p.height ? above : p.height - 1));
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            line.taps.share[k] *= 0.5f;
+        line.here = p.sub_y == 0 ? 1 : second && p.on_y ? 0.25f : 0.5f;
+        line.below = p.on_y ? 0.25f : 0;
+        lines[i] = line;
+    }
+    __syncthreads();
+    if (p.sub_x > 0)
+        tensor_to_frame_of<true>(p, lines, (int)count);
+    else
+        tensor_to_frame_of<false>(p, lines, (int)count);
 }

@@ -40,6 +40,14 @@ static inline float __shfl_down_sync(unsigned mask, float value, unsigned distan
     return exchange(value, lane + distance < 32 ? lane + distance : lane);
 }
 
+static inline float __shfl_up_sync(unsigned mask, float value, unsigned distance) {
+    if (mask != 0xffffffffu)
+        __builtin_trap();
+    const unsigned lane = threadIdx.x % 32;
+    // A lane that has none above gets its own back.
+    return exchange(value, lane >= distance ? lane - distance : lane);
+}
+
 // Threads take turns, so what one has written the next one sees.
 static inline void __threadfence() {}
 static inline unsigned atomicAdd(unsigned *at, unsigned value) {
@@ -65,6 +73,9 @@ static inline float from_half(unsigned short bits) {
 }
 
 static inline float reciprocal(float value) { return 1 / value; }
+
+// To 0…1; what is no number becomes 0.
+static inline float saturate(float value) { return fminf(fmaxf(value, 0), 1); }
 
 static inline unsigned short to_half(float value) {
     uint32_t bits;

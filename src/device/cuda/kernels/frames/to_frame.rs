@@ -1,0 +1,198 @@
+//! Tensors to frames: the parameters of `kernels/tensor_to_frame.cu`.
+
+use super::axis::Axis;
+use super::memory::{Memory, side};
+use crate::device::cuda::kernels::{Geometry, Row};
+use crate::device::video::{self, Affine, Colour, PixelFormat, VideoLayout};
+use crate::error::Result;
+
+/// Threads of a block: warps are what counts, and small blocks spread better.
+const BLOCK: u32 = 128;
+/// Pixels that a warp makes of a row, less two where colour differences lie on the first of two pixels.
+const WARP: u32 = 64;
+/// The rows that a strip may have, and the warps that are wanted: two thousand keep the largest GPUs busy.
+const ROWS: [u32; 3] = [32, 16, 8];
+const WARPS: u32 = 1500;
+
+/// Argument of `tensor_to_frame`, as in its source.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct TensorToFrameArguments {
+    tensor: u64,
+    planes: [u64; 3],
+    strides: [u32; 3],
+    packed: u32,
+    fill: u32,
+    shift: u32,
+    plane: [u32; 2],
+    bits: [u32; 2],
+    luma_bits: u32,
+    components: u32,
+    sub_x: u32,
+    sub_y: u32,
+    on_x: u32,
+    on_y: u32,
+    across: Axis,
+    down: Axis,
+    width: u32,
+    height: u32,
+    rows: u32,
+    warps: u32,
+    ten_bits: u32,
+    map: Affine,
+    unused: u32,
+}
+
+const _: () = assert!(size_of::<TensorToFrameArguments>() == 216);
+const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 164);
+
+// SAFETY: as the definitions and the sizes above say.
+unsafe impl Row for TensorToFrameArguments {}
+
+/// Bytes of shared memory for each row of a strip: `Line` in the source.
+const LINE: u32 = 32;
+
+/// How tensors `[1, 3, height, width]` of one size become frames of one layout; values are clamped to [-1, 1].
+///
+/// Made once for a layout; making one takes microseconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorToFrame {
+    arguments: TensorToFrameArguments,
+    geometry: Geometry,
+    offsets: [u64; 3],
+}
+
+impl TensorToFrame {
+    /// From tensors of `width` × `height` pixels to frames of `layout` with these colours.
+    ///
+    /// # Errors
+    /// When a side is out of range.
+    pub fn new(
+        (width, height): (usize, usize),
+        layout: &VideoLayout,
+        colour: Colour,
+    ) -> Result<Self> {
+        let memory = Memory::new(layout)?;
+        let format = layout.format();
+        let (on_x, on_y) = (u32::from(memory.on_x), u32::from(memory.on_y));
+        let warps_across = memory.width.div_ceil(WARP - 2 * on_x);
+        // High strips share more of what their rows have in common, but a GPU wants enough of them.
+        let enough = |rows: &u32| warps_across * memory.height.div_ceil(*rows) >= WARPS;
+        let rows = ROWS.into_iter().find(enough).unwrap_or(4);
+        let packed = match format.planes() {
+            [plane] if plane.unit > 2 && plane.sub_x == 0 => plane.unit as u32,
+            _ => 0,
+        };
+        let mut map = to_unit(format, colour);
+        // In the order of the bytes.
+        let first = u32::from(format.alpha() == Some(0));
+        if packed > 0 {
+            let by_component = map;
+            for (row, offset) in by_component.into_iter().zip(memory.offset) {
+                map[(offset - first) as usize] = row;
+            }
+        }
+        let [luma_bits, bits @ ..] = memory.offset.map(|offset| 8 * offset);
+        let [_, plane @ ..] = memory.plane;
+        Ok(Self {
+            arguments: TensorToFrameArguments {
+                tensor: 0,
+                planes: [0; 3],
+                strides: memory.strides,
+                packed,
+                fill: format.alpha().map_or(0, |byte| 255 << (8 * byte)),
+                shift: 8 * first,
+                plane,
+                bits,
+                luma_bits,
+                components: memory.components,
+                sub_x: memory.sub_x,
+                sub_y: memory.sub_y,
+                on_x,
+                on_y,
+                across: Axis::new(side(width)?, memory.width, 0, false),
+                down: Axis::new(side(height)?, memory.height, 0, false),
+                width: memory.width,
+                height: memory.height,
+                rows,
+                warps: BLOCK / 32,
+                ten_bits: memory.ten_bits,
+                map,
+                unused: 0,
+            },
+            geometry: Geometry {
+                grid: (
+                    warps_across.div_ceil(BLOCK / 32),
+                    memory.height.div_ceil(rows),
+                ),
+                block: BLOCK,
+                shared: LINE * (rows + on_y),
+            },
+            offsets: memory.offsets,
+        })
+    }
+
+    /// How the kernel is spread.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The kernel's argument for the tensor and the frame at these addresses.
+    ///
+    /// # Errors
+    /// When the samples of a 10-bit frame would not lie at even addresses.
+    pub fn arguments(&self, tensor: u64, frame: u64) -> Result<TensorToFrameArguments> {
+        Ok(TensorToFrameArguments {
+            planes: Memory::planes(self.offsets, self.arguments.ten_bits, frame)?,
+            tensor,
+            ..self.arguments
+        })
+    }
+}
+
+/// [`video::from_tensor`] from [0, 1] instead of [-1, 1], and to codes as shares of the largest.
+fn to_unit(format: PixelFormat, colour: Colour) -> Affine {
+    let top = f64::from((1u32 << format.bits()) - 1);
+    video::from_tensor(format, colour).map(|row| {
+        let [a, b, c, constant] = row.map(f64::from);
+        [2.0 * a, 2.0 * b, 2.0 * c, constant - a - b - c].map(|value| (value / top) as f32)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::video::{MAX_SIDE, Siting};
+
+    #[test]
+    fn strips_cover_the_frame_whatever_its_size() {
+        for (width, height) in [
+            (1, 1),
+            (2, 5),
+            (63, 4095),
+            (512, 512),
+            (1920, 1080),
+            (3840, 2160),
+            (MAX_SIDE, 3),
+            (MAX_SIDE, MAX_SIDE),
+        ] {
+            for on in [false, true] {
+                let layout = VideoLayout::dense(PixelFormat::Nv12, width, height).unwrap();
+                let layout = layout.sited(Siting { on_x: on, on_y: on });
+                let plan = TensorToFrame::new((8, 8), &layout, Colour::default()).unwrap();
+                let Geometry {
+                    grid,
+                    block,
+                    shared,
+                } = plan.geometry();
+                let rows = plan.arguments.rows;
+                // Pairs of rows stay together.
+                assert_eq!(rows % 2, 0);
+                assert_eq!(grid.1, (height as u32).div_ceil(rows));
+                let pixels = grid.0 * block / 32 * (64 - 2 * u32::from(on));
+                assert!(pixels >= width as u32, "{pixels} of {width}");
+                assert!(shared <= 4096);
+            }
+        }
+    }
+}
