@@ -54,6 +54,9 @@ static __device__ __forceinline__ float reciprocal(float value) {
 // To 0…1; what is no number becomes 0. Costs nothing after a sum.
 static __device__ __forceinline__ float saturate(float value) { return __saturatef(value); }
 
+// Bytes 0…3 of a and 4…7 of b, as the four lowest hexadecimal digits of `selector` say, the last digit's byte first.
+static __device__ __forceinline__ u32 bytes_of(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
+
 #define DYNAMIC_SHARED(name) alignas(16) extern __shared__ float name[]
 
 #endif

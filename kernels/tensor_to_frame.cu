@@ -26,14 +26,13 @@ struct TensorToFrame {
     u32 strides[3];
     // Bytes of a pixel of three or four; 0 where the components are not side by side in bytes.
     u32 packed;
-    // What a pixel of four holds beside the components, which begin after `shift` bits.
-    u32 fill;
-    u32 shift;
-    // Second and third component: plane and bits before it in a unit that both share with others.
+    // Planes of the second and third component, and the bytes from sample to sample.
     u32 plane[2];
-    u32 bits[2];
-    // Bits before the first component, in a unit that it shares with them.
-    u32 luma_bits;
+    u32 step;
+    // What bytes_of is to make: a pixel of four bytes of two components and a third one with 255, or a unit of the second
+    // and the third; and then a unit of that and the first component's two samples.
+    u32 order;
+    u32 unit_order;
     u32 components;
     // log₂ of the pixels across and down for which the second and third component have one sample.
     u32 sub_x;
@@ -58,7 +57,7 @@ struct TensorToFrame {
 // A row of the frame: what it is made of, in halves of the shares.
 struct alignas(16) Line {
     Taps taps;
-    // Its share in the colour differences of its pair of rows, and in those of the next pair.
+    // Half its share in the colour differences of its pair of rows, and in those of the next pair.
     float here;
     float below;
 };
@@ -175,9 +174,12 @@ static __device__ __forceinline__ Pair pair_of(const TensorToFrame &p, const Col
 
 // A float whose last bits are the code: the sum is rounded to a multiple of 1.
 static __device__ __forceinline__ u32 code(const float *map, const float *rgb, float top) {
-    const float value = saturate(map[0] * rgb[0] + map[1] * rgb[1] + map[2] * rgb[2] + map[3]);
-    return float_to_bits(value * top + 8388608.0f) & 0x3ff;
+    const float value = saturate(map[2] * rgb[2] + (map[1] * rgb[1] + (map[0] * rgb[0] + map[3])));
+    return float_to_bits(value * top + 8388608.0f);
 }
+
+// For bytes_of: the lowest byte of each of two words; the lowest two of each.
+static const u32 BYTES = 0x0040, PAIRS = 0x5410;
 
 // The `count` low bytes of `word`, in one store where the address is a multiple of `count`, as `whole` says.
 static __device__ __forceinline__ void put(u8 *at, u32 word, u32 count, bool whole) {
@@ -191,147 +193,194 @@ static __device__ __forceinline__ void put(u8 *at, u32 word, u32 count, bool who
     }
 }
 
-static __device__ __forceinline__ bool multiples(const u8 *base, u32 stride, u32 of) {
-    return (((u64)base | stride) & (of - 1)) == 0;
+static __device__ __forceinline__ bool multiples(const u8 *at, u32 stride, u32 of) {
+    return (((u64)at | stride) & (of - 1)) == 0;
 }
 
-// Row y of a frame whose components have a sample for each pixel: the pixels x and, if there are `two`, x + 1.
-static __device__ __forceinline__ void put_full(const TensorToFrame &p, const Pair &pair, u32 x, u32 y, bool two) {
-    u32 codes[2][3];
+// Where the samples of a thread's columns are, in the row that is made next.
+struct Cursor {
+    u8 *at;
+    u32 stride;
+
+    __device__ __forceinline__ Cursor(const TensorToFrame &p, u32 plane, u32 row, u32 byte)
+        : at(p.planes[plane] + (u64)row * p.strides[plane] + byte), stride(p.strides[plane]) {}
+
+    __device__ __forceinline__ bool multiples(u32 of) const { return ::multiples(at, stride, of); }
+};
+
+// Frames whose components have a sample for each pixel.
+struct Full {
+    static const bool subsampled = false;
+
+    Cursor rows[3];
+    // Whether a row's two pixels are one store.
+    bool one_store;
+    bool two;
+
+    __device__ __forceinline__ Full(const TensorToFrame &p, u32 x, u32 y, bool two)
+        : rows{Cursor(p, 0, y, x * (p.packed > 0 ? p.packed : 1)), Cursor(p, p.plane[0], y, x),
+               Cursor(p, p.plane[1], y, x)},
+          one_store(two && p.packed == 4 && rows[0].multiples(8)), two(two) {}
+
+    // The next row.
+    __device__ __forceinline__ void put_row(const TensorToFrame &p, const Pair &pair) const {
+        u32 codes[2][3];
 #pragma unroll
-    for (u32 i = 0; i < 2; i++)
+        for (u32 i = 0; i < 2; i++)
 #pragma unroll
-        for (u32 c = 0; c < 3; c++)
-            codes[i][c] = code(p.map[c], pair.rgb[i], 255);
-    if (p.packed == 0) {
+            for (u32 c = 0; c < 3; c++)
+                codes[i][c] = code(p.map[c], pair.rgb[i], 255);
+        if (p.packed == 4) {
+            u32 words[2];
 #pragma unroll
-        for (u32 c = 0; c < 3; c++) {
-            if (c < p.components) {
-                const u32 plane = c == 0 ? 0 : p.plane[c - 1];
-                u8 *at = p.planes[plane] + (u64)y * p.strides[plane] + x;
-                put(at, codes[0][c] | codes[1][c] << 8, two ? 2 : 1, multiples(p.planes[plane], p.strides[plane], 2));
+            for (u32 i = 0; i < 2; i++)
+                words[i] = bytes_of(bytes_of(codes[i][0], codes[i][1], BYTES), bytes_of(codes[i][2], 255, BYTES), p.order);
+            if (one_store) {
+                *(u64 *)rows[0].at = (u64)words[1] << 32 | words[0];
+                return;
             }
-        }
-        return;
-    }
-    u8 *at = p.planes[0] + (u64)y * p.strides[0] + x * p.packed;
-    u32 words[2];
-#pragma unroll
-    for (u32 i = 0; i < 2; i++)
-        words[i] = (codes[i][0] | codes[i][1] << 8 | codes[i][2] << 16) << p.shift | p.fill;
-    if (p.packed == 4) {
-        if (two && multiples(p.planes[0], p.strides[0], 8)) {
-            *(u64 *)at = (u64)words[1] << 32 | words[0];
-            return;
-        }
-        const bool whole = multiples(p.planes[0], p.strides[0], 4);
-        put(at, words[0], 4, whole);
-        if (two)
-            put(at + 4, words[1], 4, whole);
-    } else if (two && multiples(p.planes[0], p.strides[0], 2)) {
-        put(at, words[0], 2, true);
-        put(at + 2, words[0] >> 16 | words[1] << 8, 2, true);
-        put(at + 4, words[1] >> 8, 2, true);
-    } else {
-        put(at, words[0], 3, false);
-        if (two)
-            put(at + 3, words[1], 3, false);
-    }
-}
-
-// The luma of pixels x and, if there are `two`, x + 1 of row y.
-static __device__ __forceinline__ void put_luma(const TensorToFrame &p, const u32 *luma, u32 x, u32 y, bool two) {
-    u8 *row = p.planes[0] + (u64)y * p.strides[0];
-    if (p.ten_bits) {
-        const bool whole = two && multiples(p.planes[0], p.strides[0], 4);
-        if (whole) {
-            *(u32 *)(row + 2 * x) = luma[0] << 6 | luma[1] << 22;
-        } else {
-            put(row + 2 * x, luma[0] << 6, 2, true);
+            const bool whole = rows[0].multiples(4);
+            put(rows[0].at, words[0], 4, whole);
             if (two)
-                put(row + 2 * x + 2, luma[1] << 6, 2, true);
+                put(rows[0].at + 4, words[1], 4, whole);
+        } else if (p.packed == 3) {
+            const bool whole = two && rows[0].multiples(2);
+            put(rows[0].at, bytes_of(codes[0][0], codes[0][1], BYTES), 2, whole);
+            if (two) {
+                put(rows[0].at + 2, bytes_of(codes[0][2], codes[1][0], BYTES), 2, whole);
+                put(rows[0].at + 4, bytes_of(codes[1][1], codes[1][2], BYTES), 2, whole);
+            } else {
+                put(rows[0].at + 2, codes[0][2], 1, false);
+            }
+        } else {
+#pragma unroll
+            for (u32 c = 0; c < 3; c++)
+                if (c < p.components)
+                    put(rows[c].at, bytes_of(codes[0][c], codes[1][c], BYTES), two ? 2 : 1, rows[c].multiples(2));
         }
-    } else {
-        put(row + x, luma[0] | luma[1] << 8, two ? 2 : 1, multiples(p.planes[0], p.strides[0], 2));
     }
-}
 
-// Sample x of the colour differences in their row y, and, where it shares a unit with them, the luma of its two pixels.
-static __device__ __forceinline__ void put_differences(const TensorToFrame &p, const float *mean, const u32 *luma, u32 x,
-                                                       u32 y) {
-    const float top = p.ten_bits ? 1023 : 255;
-    const u32 u = code(p.map[1], mean, top), v = code(p.map[2], mean, top);
-    const u32 plane = p.plane[0], stride = p.strides[plane];
-    u8 *row = p.planes[plane] + (u64)y * stride;
-    if (plane != p.plane[1]) {
-        row[x] = (u8)u;
-        p.planes[p.plane[1]][(u64)y * p.strides[p.plane[1]] + x] = (u8)v;
-        return;
+    __device__ __forceinline__ void next_row() {
+#pragma unroll
+        for (int c = 0; c < 3; c++)
+            rows[c].at += rows[c].stride;
     }
-    const u32 both = u << p.bits[0] | v << p.bits[1];
-    if (plane == 0)
-        put(row + 4 * x, both | luma[0] << p.luma_bits | luma[1] << (p.luma_bits + 16), 4,
-            multiples(p.planes[plane], stride, 4));
-    else if (!p.ten_bits)
-        put(row + 2 * x, both, 2, multiples(p.planes[plane], stride, 2));
-    else if (multiples(p.planes[plane], stride, 4))
-        put(row + 4 * x, both << 6, 4, true);
-    else {
-        put(row + 4 * x, both << 6, 2, true);
-        put(row + 4 * x + 2, both >> 10, 2, true);
-    }
-}
+};
 
-// The columns that this warp makes of the strip. SUBSAMPLED: colour differences are for two pixels of a row at least.
-template <Resize ACROSS, bool GROWS, bool SUBSAMPLED>
-static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Line *lines, int count, u32 warp) {
-    const int on_x = SUBSAMPLED ? (int)p.on_x : 0, on_y = SUBSAMPLED ? (int)p.on_y : 0;
+// Frames with one sample of the colour differences for two pixels of a row at least.
+struct Subsampled {
+    static const bool subsampled = true;
+
+    Cursor luma;
+    Cursor differences[2];
+    // What is stored how: two samples of a byte in one, in a row of luma and in one of the colour differences.
+    bool two;
+    bool luma_pairs;
+    bool difference_pairs;
+
+    __device__ __forceinline__ Subsampled(const TensorToFrame &p, u32 x, u32 y, bool two)
+        : luma(p, 0, y, x << p.ten_bits),
+          differences{Cursor(p, p.plane[0], y >> p.sub_y, x / 2 * p.step), Cursor(p, p.plane[1], y >> p.sub_y, x / 2 * p.step)},
+          two(two), luma_pairs(two && p.plane[0] != 0 && !p.ten_bits && luma.multiples(2)),
+          difference_pairs(p.plane[0] == p.plane[1] && p.step == 2 && differences[0].multiples(2)) {}
+
+    __device__ __forceinline__ void put_luma(const TensorToFrame &p, u32 left, u32 right) const {
+        if (luma_pairs) {
+            *(u16 *)luma.at = (u16)bytes_of(left, right, BYTES);
+        } else if (p.ten_bits) {
+            const u32 both = bytes_of(left, right, PAIRS) << 6;
+            if (two && luma.multiples(4)) {
+                put(luma.at, both, 4, true);
+            } else {
+                put(luma.at, both, 2, true);
+                if (two)
+                    put(luma.at + 2, both >> 16, 2, true);
+            }
+        } else if (p.plane[0] != 0) {
+            put(luma.at, bytes_of(left, right, BYTES), two ? 2 : 1, luma.multiples(2));
+        }
+    }
+
+    // And, where it shares a unit with them, the luma of the two pixels.
+    __device__ __forceinline__ void put_differences(const TensorToFrame &p, u32 u, u32 v, u32 left, u32 right) const {
+        u8 *at = differences[0].at;
+        const u32 both = bytes_of(u, v, p.order);
+        if (difference_pairs) {
+            *(u16 *)at = (u16)both;
+        } else if (p.plane[0] != p.plane[1]) {
+            *at = (u8)u;
+            *differences[1].at = (u8)v;
+        } else if (p.plane[0] == 0) {
+            put(at, bytes_of(bytes_of(left, right, BYTES), both, p.unit_order), 4, differences[0].multiples(4));
+        } else if (!p.ten_bits) {
+            put(at, both, 2, false);
+        } else if (differences[0].multiples(4)) {
+            put(at, both << 6, 4, true);
+        } else {
+            put(at, both << 6, 2, true);
+            put(at + 2, both >> 10, 2, true);
+        }
+    }
+
+    __device__ __forceinline__ void next_luma() { luma.at += luma.stride; }
+
+    __device__ __forceinline__ void next_differences() {
+        differences[0].at += differences[0].stride;
+        differences[1].at += differences[1].stride;
+    }
+};
+
+// The columns that this warp makes of the strip.
+template <Resize ACROSS, bool GROWS, typename Layout>
+static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Line *line, int count, u32 warp) {
+    const int on_x = Layout::subsampled ? (int)p.on_x : 0, on_y = Layout::subsampled ? (int)p.on_y : 0;
     const int lane = (int)(threadIdx.x % 32) - on_x;
     const int first = 2 * (int)warp * (32 - on_x), x = first + 2 * lane;
     if (first >= (int)p.width)
         return;
     // All lanes take part in shuffles.
-    const bool live = lane >= 0 && x < (int)p.width, two = x + 1 < (int)p.width;
     const int last = (int)p.width - 1;
     const u32 left = (u32)(x < 0 ? 0 : x < last ? x : last), right = (u32)(x + 1 < 0 ? 0 : x + 1 < last ? x + 1 : last);
+    const bool live = lane >= 0 && x <= last;
     const Columns<ACROSS> columns(p.across, left, right);
+    const u32 y0 = blockIdx.y * p.rows;
+    Layout layout(p, left, y0, x < last);
+    const float top = Layout::subsampled && p.ten_bits ? 1023 : 255;
 
-    // Rows lines[i].first to `ready` of the tensor, where four are enough for any row of the frame.
+    // Rows line->taps.first to `ready` of the tensor, where four are enough for any row of the frame.
     Pair window[4];
-    int ready = lines[0].taps.first - 1;
+    int ready = line->taps.first - 1;
     // For colour differences: sums down a pair of rows.
     Pair sums = {};
-    u32 y = blockIdx.y * p.rows - (u32)on_y;
 #pragma unroll 1
-    for (int i = 0; i < count; i++, y++) {
-        const Line line = lines[i];
+    for (int i = -on_y; i < count; i++, line++) {
         Pair pair;
         if (GROWS) {
+            const int needed = line->taps.first + 3;
 #pragma unroll 1
-            while (ready < line.taps.first + 3) {
+            while (ready < needed) {
                 window[0] = window[1];
                 window[1] = window[2];
                 window[2] = window[3];
                 window[3] = pair_of<ACROSS>(p, columns, ++ready);
             }
 #pragma unroll
-            for (int j = 0; j < 2; j++)
+            for (int j = 0; j < 6; j++) {
+                float sum = 0.5f;
 #pragma unroll
-                for (int c = 0; c < 3; c++) {
-                    float sum = 0.5f;
-#pragma unroll
-                    for (int k = 0; k < 4; k++)
-                        sum = line.taps.share[k] * window[k].rgb[j][c] + sum;
-                    pair.rgb[j][c] = saturate(sum);
-                }
+                for (int k = 0; k < 4; k++)
+                    sum = line->taps.share[k] * window[k].rgb[j / 3][j % 3] + sum;
+                pair.rgb[j / 3][j % 3] = saturate(sum);
+            }
         } else {
+            const Taps rows = line->taps;
 #pragma unroll
             for (int j = 0; j < 6; j++)
                 pair.rgb[j / 3][j % 3] = 0.5f;
 #pragma unroll 1
-            for (int k = 0; k < line.taps.count; k++) {
-                const Pair row = pair_of<ACROSS>(p, columns, line.taps.first + k);
-                const float weight = share(line.taps, k);
+            for (int k = 0; k < rows.count; k++) {
+                const Pair row = pair_of<ACROSS>(p, columns, rows.first + k);
+                const float weight = share(rows, k);
 #pragma unroll
                 for (int j = 0; j < 6; j++)
                     pair.rgb[j / 3][j % 3] += weight * row.rgb[j / 3][j % 3];
@@ -340,40 +389,46 @@ static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Li
             for (int j = 0; j < 6; j++)
                 pair.rgb[j / 3][j % 3] = saturate(pair.rgb[j / 3][j % 3]);
         }
-        if (!SUBSAMPLED) {
+        if constexpr (!Layout::subsampled) {
             if (live)
-                put_full(p, pair, (u32)x, y, two);
-            continue;
-        }
-
-        // The row before the strip, and one below the frame, are for colour differences alone.
-        const bool seen = live && i >= on_y && y < p.height;
-        u32 luma[2];
-        luma[0] = code(p.map[0], pair.rgb[0], p.ten_bits ? 1023 : 255);
-        luma[1] = code(p.map[0], pair.rgb[1], p.ten_bits ? 1023 : 255);
-        if (seen && p.plane[0] != 0)
-            put_luma(p, luma, (u32)x, y, two);
-#pragma unroll
-        for (int j = 0; j < 6; j++)
-            sums.rgb[j / 3][j % 3] += line.here * pair.rgb[j / 3][j % 3];
-        if (p.sub_y == 0 || ((i - on_y) & 1) == 1) {
-            float mean[3];
-#pragma unroll
-            for (int c = 0; c < 3; c++) {
-                mean[c] = 0.5f * (sums.rgb[0][c] + sums.rgb[1][c]);
-                if (on_x)
-                    mean[c] += 0.25f * (__shfl_up_sync(0xffffffff, sums.rgb[1][c], 1) - sums.rgb[1][c]);
-            }
-            if (live && i >= on_y)
-                put_differences(p, mean, luma, (u32)x / 2, y >> p.sub_y);
+                layout.put_row(p, pair);
+            layout.next_row();
+        } else {
+            // The row before the strip, and one below the frame, are for colour differences alone.
+            const bool within = i >= 0;
+            const u32 luma[2] = {code(p.map[0], pair.rgb[0], top), code(p.map[0], pair.rgb[1], top)};
+            if (live && within && y0 + (u32)i < p.height)
+                layout.put_luma(p, luma[0], luma[1]);
+            if (within)
+                layout.next_luma();
 #pragma unroll
             for (int j = 0; j < 6; j++)
-                sums.rgb[j / 3][j % 3] = line.below * pair.rgb[j / 3][j % 3];
+                sums.rgb[j / 3][j % 3] += line->here * pair.rgb[j / 3][j % 3];
+            if (p.sub_y > 0 && (i & 1) == 0)
+                continue;
+            float mean[3];
+            if (on_x) {
+#pragma unroll
+                for (int c = 0; c < 3; c++)
+                    mean[c] = 0.5f * (sums.rgb[1][c] + __shfl_up_sync(0xffffffff, sums.rgb[1][c], 1)) + sums.rgb[0][c];
+            } else {
+#pragma unroll
+                for (int c = 0; c < 3; c++)
+                    mean[c] = sums.rgb[0][c] + sums.rgb[1][c];
+            }
+            if (within) {
+                if (live)
+                    layout.put_differences(p, code(p.map[1], mean, top), code(p.map[2], mean, top), luma[0], luma[1]);
+                layout.next_differences();
+            }
+#pragma unroll
+            for (int j = 0; j < 6; j++)
+                sums.rgb[j / 3][j % 3] = line->below * pair.rgb[j / 3][j % 3];
         }
     }
 }
 
-template <bool SUBSAMPLED>
+template <typename Layout>
 static __device__ __forceinline__ void tensor_to_frame_of(const TensorToFrame &p, const Line *lines, int count) {
     const bool cubic = grows(p.across) && p.across.size >= 5;
     const bool same = p.across.num == p.across.den && p.width % 2 == 0 && ((u64)p.tensor & 3) == 0;
@@ -382,20 +437,20 @@ static __device__ __forceinline__ void tensor_to_frame_of(const TensorToFrame &p
         const u32 warp = blockIdx.x * p.warps + i;
         if (grows(p.down)) {
             if (cubic)
-                strip_of<CUBIC, true, SUBSAMPLED>(p, lines, count, warp);
+                strip_of<CUBIC, true, Layout>(p, lines, count, warp);
             else
-                strip_of<ANY, true, SUBSAMPLED>(p, lines, count, warp);
+                strip_of<ANY, true, Layout>(p, lines, count, warp);
         } else if (cubic) {
-            strip_of<CUBIC, false, SUBSAMPLED>(p, lines, count, warp);
+            strip_of<CUBIC, false, Layout>(p, lines, count, warp);
         } else if (same) {
-            strip_of<SAME, false, SUBSAMPLED>(p, lines, count, warp);
+            strip_of<SAME, false, Layout>(p, lines, count, warp);
         } else {
-            strip_of<ANY, false, SUBSAMPLED>(p, lines, count, warp);
+            strip_of<ANY, false, Layout>(p, lines, count, warp);
         }
     }
 }
 
-KERNEL_OF(128, 1) tensor_to_frame(const TensorToFrame p) {
+KERNEL_OF(128, 4) tensor_to_frame(const TensorToFrame p) {
     DYNAMIC_SHARED(shared);
     Line *lines = (Line *)shared;
     // The strip's rows, the missing one of a pair too, and the one before where colour differences need it.
@@ -410,13 +465,14 @@ KERNEL_OF(128, 1) tensor_to_frame(const TensorToFrame p) {
 #pragma unroll
         for (int k = 0; k < 4; k++)
             line.taps.share[k] *= 0.5f;
-        line.here = p.sub_y == 0 ? 1 : second && p.on_y ? 0.25f : 0.5f;
-        line.below = p.on_y ? 0.25f : 0;
+        // Across there are two pixels in each, or as much as two, hence half of it.
+        line.here = p.sub_y == 0 ? 0.5f : second && p.on_y ? 0.125f : 0.25f;
+        line.below = p.on_y ? 0.125f : 0;
         lines[i] = line;
     }
     __syncthreads();
     if (p.sub_x > 0)
-        tensor_to_frame_of<true>(p, lines, (int)count);
+        tensor_to_frame_of<Subsampled>(p, lines, (int)rows);
     else
-        tensor_to_frame_of<false>(p, lines, (int)count);
+        tensor_to_frame_of<Full>(p, lines, (int)rows);
 }

@@ -77,6 +77,15 @@ static inline float reciprocal(float value) { return 1 / value; }
 // To 0…1; what is no number becomes 0.
 static inline float saturate(float value) { return fminf(fmaxf(value, 0), 1); }
 
+// Bytes 0…3 of a and 4…7 of b, as the four lowest hexadecimal digits of `selector` say, the last digit's byte first.
+static inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t word = 0;
+    for (int i = 0; i < 4; i++)
+        word |= (uint32_t)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    return word;
+}
+
 static inline unsigned short to_half(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);

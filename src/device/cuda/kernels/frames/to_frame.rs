@@ -22,11 +22,10 @@ pub struct TensorToFrameArguments {
     planes: [u64; 3],
     strides: [u32; 3],
     packed: u32,
-    fill: u32,
-    shift: u32,
     plane: [u32; 2],
-    bits: [u32; 2],
-    luma_bits: u32,
+    step: u32,
+    order: u32,
+    unit_order: u32,
     components: u32,
     sub_x: u32,
     sub_y: u32,
@@ -43,8 +42,8 @@ pub struct TensorToFrameArguments {
     unused: u32,
 }
 
-const _: () = assert!(size_of::<TensorToFrameArguments>() == 216);
-const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 164);
+const _: () = assert!(size_of::<TensorToFrameArguments>() == 208);
+const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 156);
 
 // SAFETY: as the definitions and the sizes above say.
 unsafe impl Row for TensorToFrameArguments {}
@@ -92,19 +91,26 @@ impl TensorToFrame {
                 map[(offset - first) as usize] = row;
             }
         }
-        let [luma_bits, bits @ ..] = memory.offset.map(|offset| 8 * offset);
-        let [_, plane @ ..] = memory.plane;
+        // As digits of `bytes_of`, the first byte last: components 0 to 3 or samples 0 and 4 (of two bytes: 01 and 45).
+        let order = match (packed > 0, memory.ten_bits > 0) {
+            (true, _) if first > 0 => 0x4105,
+            (true, _) => 0x5410,
+            (false, true) => 0x5410,
+            (false, false) if memory.offset[1] > memory.offset[2] => 0x0004,
+            (false, false) => 0x0040,
+        };
+        // Where there is one component, the others are not looked for anywhere.
+        let [_, plane @ ..] = memory.plane.map(|plane| if plane > 2 { 0 } else { plane });
         Ok(Self {
             arguments: TensorToFrameArguments {
                 tensor: 0,
                 planes: [0; 3],
                 strides: memory.strides,
                 packed,
-                fill: format.alpha().map_or(0, |byte| 255 << (8 * byte)),
-                shift: 8 * first,
                 plane,
-                bits,
-                luma_bits,
+                step: memory.step[1],
+                order,
+                unit_order: if memory.offset[0] > 0 { 0x1504 } else { 0x5140 },
                 components: memory.components,
                 sub_x: memory.sub_x,
                 sub_y: memory.sub_y,
