@@ -28,11 +28,11 @@ struct Place {
 
 // What one output sample is made of: `count` samples from `first` on. The first may be before the first sample, and the
 // last after the last: they stand for those.
-struct Taps {
-    int first;
-    int count;
+struct alignas(16) Taps {
     // Of four samples each one's. Of another number those of the first, of each one between, that again, and of the last.
     float share[4];
+    int first;
+    int count;
 };
 
 // Whether the output is larger: then it is always made of four samples.

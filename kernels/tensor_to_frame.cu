@@ -20,20 +20,24 @@
 //
 // Moves the tensor (6 bytes a pixel; what several rows of the frame need comes from the cache again), and the frame once.
 
+// Where the second and third component are: in planes of their own; in one plane, in turn; in units of four with the first.
+enum Differences { APART, IN_TURN, WITH_LUMA };
+
 struct TensorToFrame {
     const h16 *tensor;
+    // Of each component the plane that it is in.
     u8 *planes[3];
     u32 strides[3];
+    u32 components;
     // Bytes of a pixel of three or four; 0 where the components are not side by side in bytes.
     u32 packed;
-    // Planes of the second and third component, and the bytes from sample to sample.
-    u32 plane[2];
+    // Differences, and their bytes from sample to sample.
+    u32 differences;
     u32 step;
     // What bytes_of is to make: a pixel of four bytes of two components and a third one with 255, or a unit of the second
-    // and the third; and then a unit of that and the first component's two samples.
+    // and the third; and then a unit of the first component's two samples and that.
     u32 order;
     u32 unit_order;
-    u32 components;
     // log₂ of the pixels across and down for which the second and third component have one sample.
     u32 sub_x;
     u32 sub_y;
@@ -52,14 +56,6 @@ struct TensorToFrame {
     u32 ten_bits;
     // From red, green and blue in [0, 1] to codes in [0, 1]; of packed components in the order of their bytes.
     float map[3][4];
-};
-
-// A row of the frame: what it is made of, in halves of the shares.
-struct alignas(16) Line {
-    Taps taps;
-    // Half its share in the colour differences of its pair of rows, and in those of the next pair.
-    float here;
-    float below;
 };
 
 // How rows of the tensor become rows of the frame: as they are; by four taps; by any number of them.
@@ -193,37 +189,27 @@ static __device__ __forceinline__ void put(u8 *at, u32 word, u32 count, bool who
     }
 }
 
-static __device__ __forceinline__ bool multiples(const u8 *at, u32 stride, u32 of) {
-    return (((u64)at | stride) & (of - 1)) == 0;
+// Where a component's sample in row `row` is, `byte` bytes after the row's first.
+static __device__ __forceinline__ u8 *sample_at(const TensorToFrame &p, u32 component, u32 row, u32 byte) {
+    return p.planes[component] + ((u64)row * p.strides[component] + byte);
 }
 
-// Where the samples of a thread's columns are, in the row that is made next.
-struct Cursor {
-    u8 *at;
-    u32 stride;
+// Whether all rows of a component begin at multiples of that.
+static __device__ __forceinline__ bool multiples(const TensorToFrame &p, u32 component, u32 of) {
+    return (((u64)p.planes[component] | p.strides[component]) & (of - 1)) == 0;
+}
 
-    __device__ __forceinline__ Cursor(const TensorToFrame &p, u32 plane, u32 row, u32 byte)
-        : at(p.planes[plane] + (u64)row * p.strides[plane] + byte), stride(p.strides[plane]) {}
-
-    __device__ __forceinline__ bool multiples(u32 of) const { return ::multiples(at, stride, of); }
-};
-
-// Frames whose components have a sample for each pixel.
+// Frames whose components have a sample for each pixel: pixels x and, if there are `two`, x + 1.
 struct Full {
-    static const bool subsampled = false;
-
-    Cursor rows[3];
-    // Whether a row's two pixels are one store.
-    bool one_store;
+    u32 x;
     bool two;
+    // Whether both pixels, or a component of them, are one store.
+    bool whole;
 
-    __device__ __forceinline__ Full(const TensorToFrame &p, u32 x, u32 y, bool two)
-        : rows{Cursor(p, 0, y, x * (p.packed > 0 ? p.packed : 1)), Cursor(p, p.plane[0], y, x),
-               Cursor(p, p.plane[1], y, x)},
-          one_store(two && p.packed == 4 && rows[0].multiples(8)), two(two) {}
+    __device__ __forceinline__ Full(const TensorToFrame &p, u32 x, bool two)
+        : x(x), two(two), whole(two && multiples(p, 0, p.packed == 4 ? 8 : 2)) {}
 
-    // The next row.
-    __device__ __forceinline__ void put_row(const TensorToFrame &p, const Pair &pair) const {
+    __device__ __forceinline__ void put_row(const TensorToFrame &p, const Pair &pair, u32 y) const {
         u32 codes[2][3];
 #pragma unroll
         for (u32 i = 0; i < 2; i++)
@@ -235,128 +221,105 @@ struct Full {
 #pragma unroll
             for (u32 i = 0; i < 2; i++)
                 words[i] = bytes_of(bytes_of(codes[i][0], codes[i][1], BYTES), bytes_of(codes[i][2], 255, BYTES), p.order);
-            if (one_store) {
-                *(u64 *)rows[0].at = (u64)words[1] << 32 | words[0];
-                return;
-            }
-            const bool whole = rows[0].multiples(4);
-            put(rows[0].at, words[0], 4, whole);
-            if (two)
-                put(rows[0].at + 4, words[1], 4, whole);
-        } else if (p.packed == 3) {
-            const bool whole = two && rows[0].multiples(2);
-            put(rows[0].at, bytes_of(codes[0][0], codes[0][1], BYTES), 2, whole);
-            if (two) {
-                put(rows[0].at + 2, bytes_of(codes[0][2], codes[1][0], BYTES), 2, whole);
-                put(rows[0].at + 4, bytes_of(codes[1][1], codes[1][2], BYTES), 2, whole);
+            u8 *at = sample_at(p, 0, y, 4 * x);
+            if (whole) {
+                *(u64 *)at = (u64)words[1] << 32 | words[0];
             } else {
-                put(rows[0].at + 2, codes[0][2], 1, false);
+                const bool word = multiples(p, 0, 4);
+                put(at, words[0], 4, word);
+                if (two)
+                    put(at + 4, words[1], 4, word);
+            }
+        } else if (p.packed == 3) {
+            u8 *at = sample_at(p, 0, y, 3 * x);
+            put(at, bytes_of(codes[0][0], codes[0][1], BYTES), 2, whole);
+            if (two) {
+                put(at + 2, bytes_of(codes[0][2], codes[1][0], BYTES), 2, whole);
+                put(at + 4, bytes_of(codes[1][1], codes[1][2], BYTES), 2, whole);
+            } else {
+                put(at + 2, codes[0][2], 1, false);
             }
         } else {
 #pragma unroll
             for (u32 c = 0; c < 3; c++)
                 if (c < p.components)
-                    put(rows[c].at, bytes_of(codes[0][c], codes[1][c], BYTES), two ? 2 : 1, rows[c].multiples(2));
+                    put(sample_at(p, c, y, x), bytes_of(codes[0][c], codes[1][c], BYTES), two ? 2 : 1,
+                        two && multiples(p, c, 2));
         }
-    }
-
-    __device__ __forceinline__ void next_row() {
-#pragma unroll
-        for (int c = 0; c < 3; c++)
-            rows[c].at += rows[c].stride;
     }
 };
 
-// Frames with one sample of the colour differences for two pixels of a row at least.
+// Frames with one sample of the colour differences for two pixels of a row at least: x, which is even, and x + 1.
 struct Subsampled {
-    static const bool subsampled = true;
-
-    Cursor luma;
-    Cursor differences[2];
-    // What is stored how: two samples of a byte in one, in a row of luma and in one of the colour differences.
+    u32 x;
     bool two;
+    // Whether luma has a plane of its own and is of bytes, two at a time; whether the colour differences share a plane that
+    // is so.
     bool luma_pairs;
     bool difference_pairs;
 
-    __device__ __forceinline__ Subsampled(const TensorToFrame &p, u32 x, u32 y, bool two)
-        : luma(p, 0, y, x << p.ten_bits),
-          differences{Cursor(p, p.plane[0], y >> p.sub_y, x / 2 * p.step), Cursor(p, p.plane[1], y >> p.sub_y, x / 2 * p.step)},
-          two(two), luma_pairs(two && p.plane[0] != 0 && !p.ten_bits && luma.multiples(2)),
-          difference_pairs(p.plane[0] == p.plane[1] && p.step == 2 && differences[0].multiples(2)) {}
+    __device__ __forceinline__ Subsampled(const TensorToFrame &p, u32 x, bool two)
+        : x(x), two(two), luma_pairs(two && p.differences != WITH_LUMA && p.ten_bits == 0 && multiples(p, 0, 2)),
+          difference_pairs(p.differences == IN_TURN && p.ten_bits == 0 && multiples(p, 1, 2)) {}
 
-    __device__ __forceinline__ void put_luma(const TensorToFrame &p, u32 left, u32 right) const {
+    __device__ __forceinline__ void put_luma(const TensorToFrame &p, const u32 *codes, u32 y) const {
         if (luma_pairs) {
-            *(u16 *)luma.at = (u16)bytes_of(left, right, BYTES);
+            *(u16 *)sample_at(p, 0, y, x) = (u16)bytes_of(codes[0], codes[1], BYTES);
         } else if (p.ten_bits) {
-            const u32 both = bytes_of(left, right, PAIRS) << 6;
-            if (two && luma.multiples(4)) {
-                put(luma.at, both, 4, true);
+            u8 *at = sample_at(p, 0, y, 2 * x);
+            const u32 both = bytes_of(codes[0], codes[1], PAIRS) << 6;
+            if (two && multiples(p, 0, 4)) {
+                *(u32 *)at = both;
             } else {
-                put(luma.at, both, 2, true);
+                *(u16 *)at = (u16)both;
                 if (two)
-                    put(luma.at + 2, both >> 16, 2, true);
+                    *(u16 *)(at + 2) = (u16)(both >> 16);
             }
-        } else if (p.plane[0] != 0) {
-            put(luma.at, bytes_of(left, right, BYTES), two ? 2 : 1, luma.multiples(2));
+        } else if (p.differences != WITH_LUMA) {
+            put(sample_at(p, 0, y, x), bytes_of(codes[0], codes[1], BYTES), two ? 2 : 1, false);
         }
     }
 
-    // And, where it shares a unit with them, the luma of the two pixels.
-    __device__ __forceinline__ void put_differences(const TensorToFrame &p, u32 u, u32 v, u32 left, u32 right) const {
-        u8 *at = differences[0].at;
+    // In row y of theirs; with the luma of the two pixels, where that is in the same unit.
+    __device__ __forceinline__ void put_differences(const TensorToFrame &p, u32 u, u32 v, const u32 *codes, u32 y) const {
+        u8 *at = sample_at(p, 1, y, x / 2 * p.step);
         const u32 both = bytes_of(u, v, p.order);
         if (difference_pairs) {
             *(u16 *)at = (u16)both;
-        } else if (p.plane[0] != p.plane[1]) {
+        } else if (p.differences == APART) {
             *at = (u8)u;
-            *differences[1].at = (u8)v;
-        } else if (p.plane[0] == 0) {
-            put(at, bytes_of(bytes_of(left, right, BYTES), both, p.unit_order), 4, differences[0].multiples(4));
-        } else if (!p.ten_bits) {
+            *sample_at(p, 2, y, x / 2) = (u8)v;
+        } else if (p.differences == WITH_LUMA) {
+            put(at, bytes_of(bytes_of(codes[0], codes[1], BYTES), both, p.unit_order), 4, multiples(p, 1, 4));
+        } else if (p.ten_bits == 0) {
             put(at, both, 2, false);
-        } else if (differences[0].multiples(4)) {
-            put(at, both << 6, 4, true);
+        } else if (multiples(p, 1, 4)) {
+            *(u32 *)at = both << 6;
         } else {
-            put(at, both << 6, 2, true);
-            put(at + 2, both >> 10, 2, true);
+            *(u16 *)at = (u16)(both << 6);
+            *(u16 *)(at + 2) = (u16)(both >> 10);
         }
-    }
-
-    __device__ __forceinline__ void next_luma() { luma.at += luma.stride; }
-
-    __device__ __forceinline__ void next_differences() {
-        differences[0].at += differences[0].stride;
-        differences[1].at += differences[1].stride;
     }
 };
 
-// The columns that this warp makes of the strip.
-template <Resize ACROSS, bool GROWS, typename Layout>
-static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Line *line, int count, u32 warp) {
-    const int on_x = Layout::subsampled ? (int)p.on_x : 0, on_y = Layout::subsampled ? (int)p.on_y : 0;
-    const int lane = (int)(threadIdx.x % 32) - on_x;
-    const int first = 2 * (int)warp * (32 - on_x), x = first + 2 * lane;
-    if (first >= (int)p.width)
-        return;
-    // All lanes take part in shuffles.
-    const int last = (int)p.width - 1;
-    const u32 left = (u32)(x < 0 ? 0 : x < last ? x : last), right = (u32)(x + 1 < 0 ? 0 : x + 1 < last ? x + 1 : last);
-    const bool live = lane >= 0 && x <= last;
-    const Columns<ACROSS> columns(p.across, left, right);
-    const u32 y0 = blockIdx.y * p.rows;
-    Layout layout(p, left, y0, x < last);
-    const float top = Layout::subsampled && p.ten_bits ? 1023 : 255;
-
-    // Rows line->taps.first to `ready` of the tensor, where four are enough for any row of the frame.
+// Two columns of the frame, row by row.
+template <Resize ACROSS, bool GROWS>
+struct Walk {
+    const Columns<ACROSS> columns;
+    // Of the next row: its shares are halved.
+    const Taps *line;
+    // Where the frame is higher: rows `ready` - 3 to `ready` of the tensor, all that the last row was made of.
     Pair window[4];
-    int ready = line->taps.first - 1;
-    // For colour differences: sums down a pair of rows.
-    Pair sums = {};
-#pragma unroll 1
-    for (int i = -on_y; i < count; i++, line++) {
+    int ready;
+
+    __device__ __forceinline__ Walk(const TensorToFrame &p, const Taps *lines, u32 left, u32 right)
+        : columns(p.across, left, right), line(lines), ready(lines->first - 1) {}
+
+    // Red, green and blue in [0, 1].
+    __device__ __forceinline__ Pair next(const TensorToFrame &p) {
         Pair pair;
         if (GROWS) {
-            const int needed = line->taps.first + 3;
+            const int needed = line->first + 3;
 #pragma unroll 1
             while (ready < needed) {
                 window[0] = window[1];
@@ -369,11 +332,11 @@ static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Li
                 float sum = 0.5f;
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    sum = line->taps.share[k] * window[k].rgb[j / 3][j % 3] + sum;
+                    sum = line->share[k] * window[k].rgb[j / 3][j % 3] + sum;
                 pair.rgb[j / 3][j % 3] = saturate(sum);
             }
         } else {
-            const Taps rows = line->taps;
+            const Taps rows = *line;
 #pragma unroll
             for (int j = 0; j < 6; j++)
                 pair.rgb[j / 3][j % 3] = 0.5f;
@@ -389,90 +352,134 @@ static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Li
             for (int j = 0; j < 6; j++)
                 pair.rgb[j / 3][j % 3] = saturate(pair.rgb[j / 3][j % 3]);
         }
-        if constexpr (!Layout::subsampled) {
-            if (live)
-                layout.put_row(p, pair);
-            layout.next_row();
-        } else {
-            // The row before the strip, and one below the frame, are for colour differences alone.
-            const bool within = i >= 0;
-            const u32 luma[2] = {code(p.map[0], pair.rgb[0], top), code(p.map[0], pair.rgb[1], top)};
-            if (live && within && y0 + (u32)i < p.height)
-                layout.put_luma(p, luma[0], luma[1]);
-            if (within)
-                layout.next_luma();
+        line++;
+        return pair;
+    }
+};
+
+// The two columns of a thread: clamped, so that those beside the frame repeat its edge.
+struct Side {
+    bool live;
+    bool two;
+    u32 left;
+    u32 right;
+
+    __device__ __forceinline__ Side(int lane, int x, int width)
+        : live(lane >= 0 && x < width), two(x + 1 < width), left((u32)(x < 0 ? 0 : x < width ? x : width - 1)),
+          right((u32)(x < 0 ? 0 : x + 1 < width ? x + 1 : width - 1)) {}
+};
+
+template <Resize ACROSS, bool GROWS>
+static __device__ __forceinline__ void full_strip(const TensorToFrame &p, const Taps *lines, u32 rows, u32 warp) {
+    const int lane = (int)(threadIdx.x % 32);
+    const Side side(lane, 64 * (int)warp + 2 * lane, (int)p.width);
+    if (!side.live)
+        return;
+    Walk<ACROSS, GROWS> walk(p, lines, side.left, side.right);
+    const u32 y0 = blockIdx.y * p.rows;
+    const Full out(p, side.left, side.two);
+#pragma unroll 1
+    for (u32 row = 0; row < rows; row++)
+        out.put_row(p, walk.next(p), y0 + row);
+}
+
+template <Resize ACROSS, bool GROWS>
+static __device__ __forceinline__ void subsampled_strip(const TensorToFrame &p, const Taps *lines, u32 rows, u32 warp) {
+    const int lane = (int)(threadIdx.x % 32) - (int)p.on_x, first = 2 * (int)(warp * (32 - p.on_x));
+    // All lanes take part in shuffles.
+    if (first >= (int)p.width)
+        return;
+    const Side side(lane, first + 2 * lane, (int)p.width);
+    Walk<ACROSS, GROWS> walk(p, lines, side.left, side.right);
+    const u32 y0 = blockIdx.y * p.rows;
+    const Subsampled out(p, side.left, side.two);
+    const float top = p.ten_bits ? 1023 : 255;
+    // How many rows are to be stored.
+    const u32 stored = side.live ? rows : 0;
+    Pair above = {};
+    // A row, or a pair of rows; before the first one the pair above, of which the second row counts.
+#pragma unroll 1
+    for (int row = -2 * (int)p.on_y; row < (int)rows; row += 1 << p.sub_y) {
+        Pair sum = walk.next(p);
+        u32 codes[2] = {code(p.map[0], sum.rgb[0], top), code(p.map[0], sum.rgb[1], top)};
+        if ((u32)row < stored)
+            out.put_luma(p, codes, y0 + (u32)row);
+        if (p.sub_y > 0) {
+            const Pair below = walk.next(p);
+            const u32 codes[2] = {code(p.map[0], below.rgb[0], top), code(p.map[0], below.rgb[1], top)};
+            if ((u32)row + 1 < stored)
+                out.put_luma(p, codes, y0 + (u32)row + 1);
 #pragma unroll
-            for (int j = 0; j < 6; j++)
-                sums.rgb[j / 3][j % 3] += line->here * pair.rgb[j / 3][j % 3];
-            if (p.sub_y > 0 && (i & 1) == 0)
-                continue;
-            float mean[3];
-            if (on_x) {
-#pragma unroll
-                for (int c = 0; c < 3; c++)
-                    mean[c] = 0.5f * (sums.rgb[1][c] + __shfl_up_sync(0xffffffff, sums.rgb[1][c], 1)) + sums.rgb[0][c];
-            } else {
-#pragma unroll
-                for (int c = 0; c < 3; c++)
-                    mean[c] = sums.rgb[0][c] + sums.rgb[1][c];
+            for (int j = 0; j < 6; j++) {
+                float &mean = sum.rgb[j / 3][j % 3];
+                const float next = below.rgb[j / 3][j % 3];
+                mean = p.on_y ? 0.5f * mean + 0.25f * (above.rgb[j / 3][j % 3] + next) : 0.5f * (mean + next);
             }
-            if (within) {
-                if (live)
-                    layout.put_differences(p, code(p.map[1], mean, top), code(p.map[2], mean, top), luma[0], luma[1]);
-                layout.next_differences();
-            }
-#pragma unroll
-            for (int j = 0; j < 6; j++)
-                sums.rgb[j / 3][j % 3] = line->below * pair.rgb[j / 3][j % 3];
+            if (p.on_y)
+                above = below;
         }
+        float mean[3];
+#pragma unroll
+        for (int c = 0; c < 3; c++) {
+            const float right = sum.rgb[1][c];
+            mean[c] = p.on_x ? 0.5f * sum.rgb[0][c] + 0.25f * (__shfl_up_sync(0xffffffff, right, 1) + right)
+                             : 0.5f * (sum.rgb[0][c] + right);
+        }
+        if ((u32)row < stored)
+            out.put_differences(p, code(p.map[1], mean, top), code(p.map[2], mean, top), codes,
+                                (y0 + (u32)row) >> p.sub_y);
     }
 }
 
-template <typename Layout>
-static __device__ __forceinline__ void tensor_to_frame_of(const TensorToFrame &p, const Line *lines, int count) {
-    const bool cubic = grows(p.across) && p.across.size >= 5;
-    const bool same = p.across.num == p.across.den && p.width % 2 == 0 && ((u64)p.tensor & 3) == 0;
+template <Resize ACROSS, bool GROWS>
+static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Taps *lines, u32 rows) {
 #pragma unroll 1
     for (u32 i = threadIdx.x / 32; i < p.warps; i += blockDim.x / 32) {
         const u32 warp = blockIdx.x * p.warps + i;
-        if (grows(p.down)) {
-            if (cubic)
-                strip_of<CUBIC, true, Layout>(p, lines, count, warp);
-            else
-                strip_of<ANY, true, Layout>(p, lines, count, warp);
-        } else if (cubic) {
-            strip_of<CUBIC, false, Layout>(p, lines, count, warp);
-        } else if (same) {
-            strip_of<SAME, false, Layout>(p, lines, count, warp);
-        } else {
-            strip_of<ANY, false, Layout>(p, lines, count, warp);
-        }
+        if (p.sub_x > 0)
+            subsampled_strip<ACROSS, GROWS>(p, lines, rows, warp);
+        else
+            full_strip<ACROSS, GROWS>(p, lines, rows, warp);
     }
 }
 
-KERNEL_OF(128, 4) tensor_to_frame(const TensorToFrame p) {
-    DYNAMIC_SHARED(shared);
-    Line *lines = (Line *)shared;
-    // The strip's rows, the missing one of a pair too, and the one before where colour differences need it.
+// The rows of a strip, worked out by all threads together.
+static __device__ __forceinline__ u32 lines_of(const TensorToFrame &p, Taps *lines) {
     const u32 y0 = blockIdx.y * p.rows;
-    const u32 rows = p.rows < p.height - y0 ? p.rows : (p.height - y0 + p.sub_y) >> p.sub_y << p.sub_y;
-    const u32 count = rows + p.on_y;
-    for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
-        const u32 above = y0 + i > p.on_y ? y0 + i - p.on_y : 0;
-        const bool second = p.sub_y > 0 && ((i - p.on_y) & 1) == 1;
-        Line line;
-        line.taps = taps(p.down, place(p.down, above < p.height ? above : p.height - 1));
+    const u32 rows = p.rows < p.height - y0 ? p.rows : p.height - y0;
+    // With the pair above, where colour differences need it, and a second row for the last pair.
+    const int above = 2 * (int)p.on_y, count = above + (int)((rows + p.sub_y) >> p.sub_y << p.sub_y);
+    for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) {
+        const int y = (int)y0 + i - above, last = (int)p.height - 1;
+        Taps line = taps(p.down, place(p.down, (u32)(y < 0 ? 0 : y < last ? y : last)));
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            line.taps.share[k] *= 0.5f;
-        // Across there are two pixels in each, or as much as two, hence half of it.
-        line.here = p.sub_y == 0 ? 0.5f : second && p.on_y ? 0.125f : 0.25f;
-        line.below = p.on_y ? 0.125f : 0;
+            line.share[k] *= 0.5f;
         lines[i] = line;
     }
     __syncthreads();
-    if (p.sub_x > 0)
-        tensor_to_frame_of<Subsampled>(p, lines, (int)rows);
+    return rows;
+}
+
+// For frames that are larger than the tensor both ways, which is at least five samples wide.
+KERNEL_OF(128, 4) tensor_to_larger_frame(const TensorToFrame p) {
+    DYNAMIC_SHARED(shared);
+    Taps *lines = (Taps *)shared;
+    const u32 rows = lines_of(p, lines);
+    strip_of<CUBIC, true>(p, lines, rows);
+}
+
+// For all others.
+KERNEL_OF(128, 4) tensor_to_frame(const TensorToFrame p) {
+    DYNAMIC_SHARED(shared);
+    Taps *lines = (Taps *)shared;
+    const u32 rows = lines_of(p, lines);
+    if (grows(p.down))
+        strip_of<ANY, true>(p, lines, rows);
+    else if (grows(p.across) && p.across.size >= 5)
+        strip_of<CUBIC, false>(p, lines, rows);
+    else if (p.across.num == p.across.den && p.width % 2 == 0 && ((u64)p.tensor & 3) == 0)
+        strip_of<SAME, false>(p, lines, rows);
     else
-        tensor_to_frame_of<Full>(p, lines, (int)rows);
+        strip_of<ANY, false>(p, lines, rows);
 }

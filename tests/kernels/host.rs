@@ -145,7 +145,7 @@ impl Input {
                 } => {
                     let argument = plan.arguments(*tensor, *frame).unwrap();
                     let geometry = narrow(plan.geometry());
-                    self.launch("tensor_to_frame", geometry, patched(&[argument]));
+                    self.launch(plan.kernel().name(), geometry, patched(&[argument]));
                 }
             }
         }

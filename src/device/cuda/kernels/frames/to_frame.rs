@@ -2,7 +2,7 @@
 
 use super::axis::Axis;
 use super::memory::{Memory, side};
-use crate::device::cuda::kernels::{Geometry, Row};
+use crate::device::cuda::kernels::{Geometry, Kernel, Row};
 use crate::device::video::{self, Affine, Colour, PixelFormat, VideoLayout};
 use crate::error::Result;
 
@@ -21,12 +21,12 @@ pub struct TensorToFrameArguments {
     tensor: u64,
     planes: [u64; 3],
     strides: [u32; 3],
+    components: u32,
     packed: u32,
-    plane: [u32; 2],
+    differences: u32,
     step: u32,
     order: u32,
     unit_order: u32,
-    components: u32,
     sub_x: u32,
     sub_y: u32,
     on_x: u32,
@@ -39,16 +39,15 @@ pub struct TensorToFrameArguments {
     warps: u32,
     ten_bits: u32,
     map: Affine,
-    unused: u32,
 }
 
-const _: () = assert!(size_of::<TensorToFrameArguments>() == 208);
-const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 156);
+const _: () = assert!(size_of::<TensorToFrameArguments>() == 200);
+const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 152);
 
 // SAFETY: as the definitions and the sizes above say.
 unsafe impl Row for TensorToFrameArguments {}
 
-/// Bytes of shared memory for each row of a strip: `Line` in the source.
+/// Bytes of shared memory for each row of a strip: `Taps` in the source.
 const LINE: u32 = 32;
 
 /// How tensors `[1, 3, height, width]` of one size become frames of one layout; values are clamped to [-1, 1].
@@ -57,7 +56,9 @@ const LINE: u32 = 32;
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorToFrame {
     arguments: TensorToFrameArguments,
+    kernel: Kernel,
     geometry: Geometry,
+    /// Of each component's plane.
     offsets: [u64; 3],
 }
 
@@ -72,8 +73,11 @@ impl TensorToFrame {
         colour: Colour,
     ) -> Result<Self> {
         let memory = Memory::new(layout)?;
+        let (width, height) = (side(width)?, side(height)?);
         let format = layout.format();
         let (on_x, on_y) = (u32::from(memory.on_x), u32::from(memory.on_y));
+        let across = Axis::new(width, memory.width, 0, false);
+        let down = Axis::new(height, memory.height, 0, false);
         let warps_across = memory.width.div_ceil(WARP - 2 * on_x);
         // High strips share more of what their rows have in common, but a GPU wants enough of them.
         let enough = |rows: &u32| warps_across * memory.height.div_ceil(*rows) >= WARPS;
@@ -99,32 +103,42 @@ impl TensorToFrame {
             (false, false) if memory.offset[1] > memory.offset[2] => 0x0004,
             (false, false) => 0x0040,
         };
-        // Where there is one component, the others are not looked for anywhere.
-        let [_, plane @ ..] = memory.plane.map(|plane| if plane > 2 { 0 } else { plane });
+        // Where there is one component, no other is looked for.
+        let planes = memory
+            .plane
+            .map(|plane| if plane > 2 { 0 } else { plane as usize });
+        let differences = match planes {
+            [_, second, third] if second != third => 0,
+            [luma, second, _] if luma != second => 1,
+            _ => 2,
+        };
         Ok(Self {
             arguments: TensorToFrameArguments {
                 tensor: 0,
                 planes: [0; 3],
-                strides: memory.strides,
+                strides: planes.map(|plane| memory.strides[plane]),
+                components: memory.components,
                 packed,
-                plane,
+                differences,
                 step: memory.step[1],
                 order,
                 unit_order: if memory.offset[0] > 0 { 0x1504 } else { 0x5140 },
-                components: memory.components,
                 sub_x: memory.sub_x,
                 sub_y: memory.sub_y,
                 on_x,
                 on_y,
-                across: Axis::new(side(width)?, memory.width, 0, false),
-                down: Axis::new(side(height)?, memory.height, 0, false),
+                across,
+                down,
                 width: memory.width,
                 height: memory.height,
                 rows,
                 warps: BLOCK / 32,
                 ten_bits: memory.ten_bits,
                 map,
-                unused: 0,
+            },
+            kernel: match across.grows() && down.grows() && width >= 5 {
+                true => Kernel::TensorToLargerFrame,
+                false => Kernel::TensorToFrame,
             },
             geometry: Geometry {
                 grid: (
@@ -132,10 +146,15 @@ impl TensorToFrame {
                     memory.height.div_ceil(rows),
                 ),
                 block: BLOCK,
-                shared: LINE * (rows + on_y),
+                shared: LINE * (rows + 2 * on_y),
             },
-            offsets: memory.offsets,
+            offsets: planes.map(|plane| memory.offsets[plane]),
         })
+    }
+
+    /// The kernel that does it.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
     }
 
     /// How the kernel is spread.
