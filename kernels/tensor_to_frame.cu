@@ -9,11 +9,11 @@
 // before. At the edges pixels are repeated. Alpha, and the byte that stands in its place, is 255. Bytes between rows are
 // not touched; of a unit of two pixels that a frame of odd width has half of, the other half repeats it.
 //
-// A thread makes two columns of pixels side by side, down a strip of `rows` rows; a warp's columns are neighbours. It
+// A block is a warp. A thread makes two columns of pixels side by side, down a strip of `rows` rows. It
 // resizes across first: a row of the tensor gives it two pixels. These stay in registers while it goes down, the last four
 // of them where the frame is higher than the tensor, and every row of the frame is a sum of what is there. So a row of the
 // tensor is resized across once for a strip, not once for each row of the frame, and no thread waits for another one.
-// What is the same all along a row, its taps, the threads of a block share out and leave in shared memory before.
+// What is the same all along a row, its taps, the lanes share out and leave in shared memory before.
 //
 // Where colour differences lie on the first of two pixels, they need the pixel before: the lane before has it, and a
 // warp's first lane makes it and nothing else. Rows above a strip are made once more in the same way.
@@ -51,8 +51,6 @@ struct TensorToFrame {
     u32 height;
     // Of a strip; even where colour differences are for two rows.
     u32 rows;
-    // Of a block of the launch's size.
-    u32 warps;
     u32 ten_bits;
     // From red, green and blue in [0, 1] to codes in [0, 1]; of packed components in the order of their bytes.
     float map[3][4];
@@ -370,26 +368,23 @@ struct Side {
 };
 
 template <Resize ACROSS, bool GROWS>
-static __device__ __forceinline__ void full_strip(const TensorToFrame &p, const Taps *lines, u32 rows, u32 warp) {
-    const int lane = (int)(threadIdx.x % 32);
-    const Side side(lane, 64 * (int)warp + 2 * lane, (int)p.width);
+static __device__ __forceinline__ void full_strip(const TensorToFrame &p, const Taps *lines, u32 rows) {
+    const int lane = (int)threadIdx.x;
+    const Side side(lane, 64 * (int)blockIdx.x + 2 * lane, (int)p.width);
     if (!side.live)
         return;
     Walk<ACROSS, GROWS> walk(p, lines, side.left, side.right);
-    const u32 y0 = blockIdx.y * p.rows;
     const Full out(p, side.left, side.two);
 #pragma unroll 1
-    for (u32 row = 0; row < rows; row++)
-        out.put_row(p, walk.next(p), y0 + row);
+    for (u32 y = blockIdx.y * p.rows, end = y + rows; y < end; y++)
+        out.put_row(p, walk.next(p), y);
 }
 
 template <Resize ACROSS, bool GROWS>
-static __device__ __forceinline__ void subsampled_strip(const TensorToFrame &p, const Taps *lines, u32 rows, u32 warp) {
-    const int lane = (int)(threadIdx.x % 32) - (int)p.on_x, first = 2 * (int)(warp * (32 - p.on_x));
+static __device__ __forceinline__ void subsampled_strip(const TensorToFrame &p, const Taps *lines, u32 rows) {
+    const int lane = (int)threadIdx.x - (int)p.on_x;
     // All lanes take part in shuffles.
-    if (first >= (int)p.width)
-        return;
-    const Side side(lane, first + 2 * lane, (int)p.width);
+    const Side side(lane, 2 * ((int)(blockIdx.x * (32 - p.on_x)) + lane), (int)p.width);
     Walk<ACROSS, GROWS> walk(p, lines, side.left, side.right);
     const u32 y0 = blockIdx.y * p.rows;
     const Subsampled out(p, side.left, side.two);
@@ -433,14 +428,10 @@ static __device__ __forceinline__ void subsampled_strip(const TensorToFrame &p, 
 
 template <Resize ACROSS, bool GROWS>
 static __device__ __forceinline__ void strip_of(const TensorToFrame &p, const Taps *lines, u32 rows) {
-#pragma unroll 1
-    for (u32 i = threadIdx.x / 32; i < p.warps; i += blockDim.x / 32) {
-        const u32 warp = blockIdx.x * p.warps + i;
-        if (p.sub_x > 0)
-            subsampled_strip<ACROSS, GROWS>(p, lines, rows, warp);
-        else
-            full_strip<ACROSS, GROWS>(p, lines, rows, warp);
-    }
+    if (p.sub_x > 0)
+        subsampled_strip<ACROSS, GROWS>(p, lines, rows);
+    else
+        full_strip<ACROSS, GROWS>(p, lines, rows);
 }
 
 // The rows of a strip, worked out by all threads together.
@@ -449,7 +440,7 @@ static __device__ __forceinline__ u32 lines_of(const TensorToFrame &p, Taps *lin
     const u32 rows = p.rows < p.height - y0 ? p.rows : p.height - y0;
     // With the pair above, where colour differences need it, and a second row for the last pair.
     const int above = 2 * (int)p.on_y, count = above + (int)((rows + p.sub_y) >> p.sub_y << p.sub_y);
-    for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) {
+    for (int i = (int)threadIdx.x; i < count; i += 32) {
         const int y = (int)y0 + i - above, last = (int)p.height - 1;
         Taps line = taps(p.down, place(p.down, (u32)(y < 0 ? 0 : y < last ? y : last)));
 #pragma unroll
@@ -462,7 +453,7 @@ static __device__ __forceinline__ u32 lines_of(const TensorToFrame &p, Taps *lin
 }
 
 // For frames that are larger than the tensor both ways, which is at least five samples wide.
-KERNEL_OF(128, 4) tensor_to_larger_frame(const TensorToFrame p) {
+KERNEL_OF(32, 16) tensor_to_larger_frame(const TensorToFrame p) {
     DYNAMIC_SHARED(shared);
     Taps *lines = (Taps *)shared;
     const u32 rows = lines_of(p, lines);
@@ -470,7 +461,7 @@ KERNEL_OF(128, 4) tensor_to_larger_frame(const TensorToFrame p) {
 }
 
 // For all others.
-KERNEL_OF(128, 4) tensor_to_frame(const TensorToFrame p) {
+KERNEL_OF(32, 16) tensor_to_frame(const TensorToFrame p) {
     DYNAMIC_SHARED(shared);
     Taps *lines = (Taps *)shared;
     const u32 rows = lines_of(p, lines);

@@ -144,7 +144,7 @@ impl Input {
                     frame,
                 } => {
                     let argument = plan.arguments(*tensor, *frame).unwrap();
-                    let geometry = narrow(plan.geometry());
+                    let geometry = plan.geometry();
                     self.launch(plan.kernel().name(), geometry, patched(&[argument]));
                 }
             }

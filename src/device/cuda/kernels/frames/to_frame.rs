@@ -6,12 +6,12 @@ use crate::device::cuda::kernels::{Geometry, Kernel, Row};
 use crate::device::video::{self, Affine, Colour, PixelFormat, VideoLayout};
 use crate::error::Result;
 
-/// Threads of a block: warps are what counts, and small blocks spread better.
-const BLOCK: u32 = 128;
+/// Threads of a block: a warp. Small blocks spread better.
+const BLOCK: u32 = 32;
 /// Pixels that a warp makes of a row, less two where colour differences lie on the first of two pixels.
 const WARP: u32 = 64;
 /// The rows that a strip may have, and the warps that are wanted: two thousand keep the largest GPUs busy.
-const ROWS: [u32; 3] = [32, 16, 8];
+const ROWS: [u32; 4] = [64, 32, 16, 8];
 const WARPS: u32 = 1500;
 
 /// Argument of `tensor_to_frame`, as in its source.
@@ -36,13 +36,13 @@ pub struct TensorToFrameArguments {
     width: u32,
     height: u32,
     rows: u32,
-    warps: u32,
     ten_bits: u32,
     map: Affine,
+    unused: u32,
 }
 
 const _: () = assert!(size_of::<TensorToFrameArguments>() == 200);
-const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 152);
+const _: () = assert!(std::mem::offset_of!(TensorToFrameArguments, map) == 148);
 
 // SAFETY: as the definitions and the sizes above say.
 unsafe impl Row for TensorToFrameArguments {}
@@ -132,19 +132,16 @@ impl TensorToFrame {
                 width: memory.width,
                 height: memory.height,
                 rows,
-                warps: BLOCK / 32,
                 ten_bits: memory.ten_bits,
                 map,
+                unused: 0,
             },
             kernel: match across.grows() && down.grows() && width >= 5 {
                 true => Kernel::TensorToLargerFrame,
                 false => Kernel::TensorToFrame,
             },
             geometry: Geometry {
-                grid: (
-                    warps_across.div_ceil(BLOCK / 32),
-                    memory.height.div_ceil(rows),
-                ),
+                grid: (warps_across, memory.height.div_ceil(rows)),
                 block: BLOCK,
                 shared: LINE * (rows + 2 * on_y),
             },
@@ -214,7 +211,7 @@ mod tests {
                 // Pairs of rows stay together.
                 assert_eq!(rows % 2, 0);
                 assert_eq!(grid.1, (height as u32).div_ceil(rows));
-                let pixels = grid.0 * block / 32 * (64 - 2 * u32::from(on));
+                let pixels = grid.0 * (64 - 2 * u32::from(on));
                 assert!(pixels >= width as u32, "{pixels} of {width}");
                 assert!(shared <= 4096);
             }
