@@ -247,56 +247,67 @@ struct Full {
     }
 };
 
-// Frames with one sample of the colour differences for two pixels of a row at least: x, which is even, and x + 1.
+// Frames with one sample of the colour differences for two pixels of a row at least: x, which is even, and x + 1, from row
+// y on.
 struct Subsampled {
-    u32 x;
     bool two;
     // Whether luma has a plane of its own and is of bytes, two at a time; whether the colour differences share a plane that
     // is so.
     bool luma_pairs;
     bool difference_pairs;
+    // Where the next row is stored.
+    u8 *luma;
+    u8 *second;
+    u8 *third;
 
-    __device__ __forceinline__ Subsampled(const TensorToFrame &p, u32 x, bool two)
-        : x(x), two(two), luma_pairs(two && p.differences != WITH_LUMA && p.ten_bits == 0 && multiples(p, 0, 2)),
-          difference_pairs(p.differences == IN_TURN && p.ten_bits == 0 && multiples(p, 1, 2)) {}
+    __device__ __forceinline__ Subsampled(const TensorToFrame &p, u32 x, u32 y, bool two)
+        : two(two), luma_pairs(two && p.differences != WITH_LUMA && p.ten_bits == 0 && multiples(p, 0, 2)),
+          difference_pairs(p.differences == IN_TURN && p.ten_bits == 0 && multiples(p, 1, 2)),
+          luma(sample_at(p, 0, y, x << p.ten_bits)), second(sample_at(p, 1, y >> p.sub_y, x / 2 * p.step)),
+          third(sample_at(p, 2, y >> p.sub_y, x / 2 * p.step)) {}
 
-    __device__ __forceinline__ void put_luma(const TensorToFrame &p, const u32 *codes, u32 y) const {
+    __device__ __forceinline__ void put_luma(const TensorToFrame &p, const u32 *codes) const {
         if (luma_pairs) {
-            *(u16 *)sample_at(p, 0, y, x) = (u16)bytes_of(codes[0], codes[1], BYTES);
+            *(u16 *)luma = (u16)bytes_of(codes[0], codes[1], BYTES);
         } else if (p.ten_bits) {
-            u8 *at = sample_at(p, 0, y, 2 * x);
             const u32 both = bytes_of(codes[0], codes[1], PAIRS) << 6;
             if (two && multiples(p, 0, 4)) {
-                *(u32 *)at = both;
+                *(u32 *)luma = both;
             } else {
-                *(u16 *)at = (u16)both;
+                *(u16 *)luma = (u16)both;
                 if (two)
-                    *(u16 *)(at + 2) = (u16)(both >> 16);
+                    *(u16 *)(luma + 2) = (u16)(both >> 16);
             }
         } else if (p.differences != WITH_LUMA) {
-            put(sample_at(p, 0, y, x), bytes_of(codes[0], codes[1], BYTES), two ? 2 : 1, false);
+            put(luma, bytes_of(codes[0], codes[1], BYTES), two ? 2 : 1, false);
         }
     }
 
-    // In row y of theirs; with the luma of the two pixels, where that is in the same unit.
-    __device__ __forceinline__ void put_differences(const TensorToFrame &p, u32 u, u32 v, const u32 *codes, u32 y) const {
-        u8 *at = sample_at(p, 1, y, x / 2 * p.step);
+    __device__ __forceinline__ void next_luma(const TensorToFrame &p) { luma += p.strides[0]; }
+
+    // With the luma of the two pixels, where that is in the same unit.
+    __device__ __forceinline__ void put_differences(const TensorToFrame &p, u32 u, u32 v, const u32 *codes) const {
         const u32 both = bytes_of(u, v, p.order);
         if (difference_pairs) {
-            *(u16 *)at = (u16)both;
+            *(u16 *)second = (u16)both;
         } else if (p.differences == APART) {
-            *at = (u8)u;
-            *sample_at(p, 2, y, x / 2) = (u8)v;
+            *second = (u8)u;
+            *third = (u8)v;
         } else if (p.differences == WITH_LUMA) {
-            put(at, bytes_of(bytes_of(codes[0], codes[1], BYTES), both, p.unit_order), 4, multiples(p, 1, 4));
+            put(second, bytes_of(bytes_of(codes[0], codes[1], BYTES), both, p.unit_order), 4, multiples(p, 1, 4));
         } else if (p.ten_bits == 0) {
-            put(at, both, 2, false);
+            put(second, both, 2, false);
         } else if (multiples(p, 1, 4)) {
-            *(u32 *)at = both << 6;
+            *(u32 *)second = both << 6;
         } else {
-            *(u16 *)at = (u16)(both << 6);
-            *(u16 *)(at + 2) = (u16)(both >> 10);
+            *(u16 *)second = (u16)(both << 6);
+            *(u16 *)(second + 2) = (u16)(both >> 10);
         }
+    }
+
+    __device__ __forceinline__ void next_differences(const TensorToFrame &p) {
+        second += p.strides[1];
+        third += p.strides[2];
     }
 };
 
@@ -386,43 +397,58 @@ static __device__ __forceinline__ void subsampled_strip(const TensorToFrame &p, 
     // All lanes take part in shuffles.
     const Side side(lane, 2 * ((int)(blockIdx.x * (32 - p.on_x)) + lane), (int)p.width);
     Walk<ACROSS, GROWS> walk(p, lines, side.left, side.right);
-    const u32 y0 = blockIdx.y * p.rows;
-    const Subsampled out(p, side.left, side.two);
+    Subsampled out(p, side.left, blockIdx.y * p.rows, side.two);
     const float top = p.ten_bits ? 1023 : 255;
     // How many rows are to be stored.
     const u32 stored = side.live ? rows : 0;
+    // The last row of the pair above.
     Pair above = {};
-    // A row, or a pair of rows; before the first one the pair above, of which the second row counts.
 #pragma unroll 1
-    for (int row = -2 * (int)p.on_y; row < (int)rows; row += 1 << p.sub_y) {
+    for (u32 i = 0; i < 2 * p.on_y; i++)
+        above = walk.next(p);
+    // A row, or a pair of rows.
+#pragma unroll 1
+    for (u32 row = 0; row < rows; row += 1 << p.sub_y) {
         Pair sum = walk.next(p);
-        u32 codes[2] = {code(p.map[0], sum.rgb[0], top), code(p.map[0], sum.rgb[1], top)};
-        if ((u32)row < stored)
-            out.put_luma(p, codes, y0 + (u32)row);
+        const u32 codes[2] = {code(p.map[0], sum.rgb[0], top), code(p.map[0], sum.rgb[1], top)};
+        if (row < stored)
+            out.put_luma(p, codes);
+        out.next_luma(p);
         if (p.sub_y > 0) {
             const Pair below = walk.next(p);
-            const u32 codes[2] = {code(p.map[0], below.rgb[0], top), code(p.map[0], below.rgb[1], top)};
-            if ((u32)row + 1 < stored)
-                out.put_luma(p, codes, y0 + (u32)row + 1);
-#pragma unroll
-            for (int j = 0; j < 6; j++) {
-                float &mean = sum.rgb[j / 3][j % 3];
-                const float next = below.rgb[j / 3][j % 3];
-                mean = p.on_y ? 0.5f * mean + 0.25f * (above.rgb[j / 3][j % 3] + next) : 0.5f * (mean + next);
+            if (row + 1 < stored) {
+                const u32 codes[2] = {code(p.map[0], below.rgb[0], top), code(p.map[0], below.rgb[1], top)};
+                out.put_luma(p, codes);
             }
-            if (p.on_y)
-                above = below;
-        }
-        float mean[3];
+            out.next_luma(p);
+            // The other row, or half of it and half of the one above.
+            Pair other = below;
+            if (p.on_y) {
 #pragma unroll
-        for (int c = 0; c < 3; c++) {
-            const float right = sum.rgb[1][c];
-            mean[c] = p.on_x ? 0.5f * sum.rgb[0][c] + 0.25f * (__shfl_up_sync(0xffffffff, right, 1) + right)
-                             : 0.5f * (sum.rgb[0][c] + right);
+                for (int j = 0; j < 6; j++)
+                    other.rgb[j / 3][j % 3] += 0.5f * (above.rgb[j / 3][j % 3] - other.rgb[j / 3][j % 3]);
+                above = below;
+            }
+#pragma unroll
+            for (int j = 0; j < 6; j++)
+                sum.rgb[j / 3][j % 3] = 0.5f * (sum.rgb[j / 3][j % 3] + other.rgb[j / 3][j % 3]);
         }
-        if ((u32)row < stored)
-            out.put_differences(p, code(p.map[1], mean, top), code(p.map[2], mean, top), codes,
-                                (y0 + (u32)row) >> p.sub_y);
+        // Half the first column, and half the second; or a quarter of the second and of the one before the first.
+        float left[3], mean[3];
+#pragma unroll
+        for (int c = 0; c < 3; c++)
+            left[c] = sum.rgb[1][c];
+        if (p.on_x) {
+#pragma unroll
+            for (int c = 0; c < 3; c++)
+                left[c] = __shfl_up_sync(0xffffffff, left[c], 1);
+        }
+#pragma unroll
+        for (int c = 0; c < 3; c++)
+            mean[c] = 0.5f * sum.rgb[0][c] + 0.25f * (left[c] + sum.rgb[1][c]);
+        if (row < stored)
+            out.put_differences(p, code(p.map[1], mean, top), code(p.map[2], mean, top), codes);
+        out.next_differences(p);
     }
 }
 
