@@ -8,8 +8,8 @@
 // (ITU-T H.273); then they are clamped.
 //
 // blockIdx.y is a row of the tensor, blockIdx.x a piece of it, of `tile` pixels. First all threads of a block walk along
-// the rows of the frame that the piece needs, in words of 4 bytes side by side, whatever the format; they add them up with
-// the shares of the vertical axis and leave the sums in shared memory. Then each thread makes two pixels at a time of
+// the rows of the frame that the piece needs, in words of 4 or 8 bytes side by side, whatever the format; they add them up
+// with the shares of the vertical axis and leave the sums in shared memory. Then each thread makes two pixels at a time of
 // their neighbours there.
 //
 // Moves the frame once (rows that several rows of the tensor need come from the cache again), and 6 bytes a pixel of the
@@ -42,9 +42,10 @@ struct Byte {
     static const u32 bytes = 1;
     static __device__ __forceinline__ float value(const u8 *at) { return (float)*at; }
     static __device__ __forceinline__ void word(u32 w, float *out) {
+        // A byte as the last one of 2^23 in f32 adds itself to that.
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            out[i] = (float)(w >> (8 * i) & 0xff);
+            out[i] = bits_to_float(bytes_of(w, 0x4b000000, 0x7440 + i)) - 8388608.0f;
     }
 };
 
@@ -72,36 +73,44 @@ static __device__ __forceinline__ Span span(const Axis &axis, u32 begin, u32 end
     return s;
 }
 
-// Adds up one word of each of the rows, the first of which begins at `column` less the rows before it.
-template <typename Sample>
-static __device__ __forceinline__ void add_word(const u8 *column, u32 stride, const Axis &axis, const Taps &rows,
-                                                float *out) {
-    const u32 per_word = 4 / Sample::bytes;
-    float sum[per_word], values[per_word];
+// As many words side by side, which are read together.
+template <int WORDS> struct alignas(4 * WORDS) Words {
+    u32 word[WORDS];
+};
+
+// Adds up as many words of each of the rows; `column` is where row 0 has them.
+template <typename Sample, int WORDS>
+static __device__ __forceinline__ void add_words(const u8 *column, u32 stride, const Axis &axis, const Taps &rows,
+                                                 float *out) {
+    const int per_word = 4 / (int)Sample::bytes, samples = WORDS * per_word;
+    float sum[samples], values[per_word];
 #pragma unroll
-    for (u32 j = 0; j < per_word; j++)
+    for (int j = 0; j < samples; j++)
         sum[j] = 0;
-    // Four at a time, so that as many are under way.
+    // Four rows at a time, so that as many are under way.
 #pragma unroll 1
     for (int k = 0; k < rows.count; k += 4) {
-        u32 words[4];
+        Words<WORDS> read[4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
             if (k + i < rows.count)
-                words[i] = *(const u32 *)(column + (u64)inside(axis, rows.first + k + i) * stride);
+                read[i] = *(const Words<WORDS> *)(column + (u64)inside(axis, rows.first + k + i) * stride);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if (k + i < rows.count) {
-                Sample::word(words[i], values);
                 const float weight = share(rows, k + i);
 #pragma unroll
-                for (u32 j = 0; j < per_word; j++)
-                    sum[j] += weight * values[j];
+                for (int w = 0; w < WORDS; w++) {
+                    Sample::word(read[i].word[w], values);
+#pragma unroll
+                    for (int j = 0; j < per_word; j++)
+                        sum[per_word * w + j] += weight * values[j];
+                }
             }
         }
     }
 #pragma unroll
-    for (u32 j = 0; j < per_word; j++)
+    for (int j = 0; j < samples; j++)
         out[j] = sum[j];
 }
 
@@ -185,19 +194,21 @@ static __device__ __forceinline__ void frame_to_tensor_of(const FrameToTensor &p
             const u32 stride = p.strides[plane];
             const Axis axis = p.down[plane];
             const Taps rows = taps(axis, place(axis, y));
-            // In words, where rows can be read so, and sample by sample what is left.
-            const bool aligned = (((u64)base | stride) & 3) == 0;
-            const u32 begin = aligned ? first & ~3u : first;
-            const u32 words = aligned ? (end - begin) / 4 : 0;
-            const u32 tasks = words + (end - begin - 4 * words) / Sample::bytes;
+            // Two words together or one by one, where rows can be read so, and sample by sample what is left.
+            const u32 unit = (((u64)base | stride) & 7) == 0 ? 8 : (((u64)base | stride) & 3) == 0 ? 4 : Sample::bytes;
+            const u32 begin = first & ~(unit - 1);
+            const u32 units = unit > Sample::bytes ? (end - begin) / unit : 0;
+            const u32 tasks = units + (end - begin - unit * units) / Sample::bytes;
             for (; task < tasks; task += blockDim.x) {
-                if (task < words) {
-                    add_word<Sample>(base + begin + 4 * task, stride, axis, rows,
-                                     sums + used + 4 / Sample::bytes * task);
-                } else {
-                    const u32 byte = 4 * words + Sample::bytes * (task - words);
-                    sums[used + byte / Sample::bytes] = add_sample<Sample>(base + begin + byte, stride, axis, rows);
-                }
+                const u32 byte = task < units ? unit * task : unit * units + Sample::bytes * (task - units);
+                const u8 *column = base + begin + byte;
+                float *out = sums + used + byte / Sample::bytes;
+                if (task >= units)
+                    *out = add_sample<Sample>(column, stride, axis, rows);
+                else if (unit == 8)
+                    add_words<Sample, 2>(column, stride, axis, rows, out);
+                else
+                    add_words<Sample, 1>(column, stride, axis, rows, out);
             }
             task -= tasks;
 #pragma unroll

@@ -111,8 +111,8 @@ impl FrameToTensor {
                         (at(first), at(last) + bytes)
                     });
                 let (first, end) = parts.fold((u32::MAX, 0), |a, b| (a.0.min(b.0), a.1.max(b.1)));
-                // Rows are read from a multiple of four bytes on, and sums are stored in fours.
-                let floats = end.saturating_sub(first & !3).div_ceil(bytes);
+                // Rows are read from a multiple of eight bytes on, and sums are stored in fours.
+                let floats = end.saturating_sub(first & !7).div_ceil(bytes);
                 floats.next_multiple_of(4)
             })
         })?;
