@@ -149,6 +149,17 @@ impl TensorToFrame {
         })
     }
 
+    /// The same in strips of so many rows, rounded up to an even number from 2 to 1024, for tests and measurements: frames
+    /// are the same in strips of any height.
+    #[doc(hidden)]
+    pub fn in_strips_of(mut self, rows: u32) -> Self {
+        let rows = rows.clamp(2, 1024).next_multiple_of(2);
+        self.arguments.rows = rows;
+        self.geometry.grid.1 = self.arguments.height.div_ceil(rows);
+        self.geometry.shared = LINE * (rows + 2 * self.arguments.on_y);
+        self
+    }
+
     /// The kernel that does it.
     pub fn kernel(&self) -> Kernel {
         self.kernel
