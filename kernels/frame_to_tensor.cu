@@ -124,39 +124,71 @@ static __device__ __forceinline__ float add_sample(const u8 *column, u32 stride,
     return sum;
 }
 
-// What N components that share a grid are at one pixel, from their sums; zero[c] is where sample 0 of each would be.
-template <int N>
-static __device__ __forceinline__ void gather(const float *sums, const int *zero, int step, const Axis &axis,
-                                              const Taps &t, float *out) {
-    if (grows(axis)) {
+// Sums of N components that share a grid; zero[c] is where sample 0 of each would be.
+template <int N> struct Apart {
+    static const int count = N;
+    const float *sums;
+    const int *zero;
+    int step;
+
+    __device__ __forceinline__ void read(int sample, float *out) const {
 #pragma unroll
         for (int c = 0; c < N; c++)
+            out[c] = sums[zero[c] + sample * step];
+    }
+};
+
+// Sums of all bytes of pixels of four; `pixels`, where pixel 0 would be, is at a multiple of 16 bytes.
+struct Together {
+    static const int count = 4;
+    const float *pixels;
+
+    __device__ __forceinline__ void read(int sample, float *out) const {
+        const Vector v = *(const Vector *)(pixels + 4 * sample);
+#pragma unroll
+        for (int c = 0; c < 4; c++)
+            out[c] = bits_to_float(v.word[c]);
+    }
+};
+
+// What they are at one pixel of the tensor.
+template <typename Sums>
+static __device__ __forceinline__ void gather(const Sums &sums, const Axis &axis, const Taps &t, float *out) {
+    float values[Sums::count];
+    if (grows(axis)) {
+#pragma unroll
+        for (int c = 0; c < Sums::count; c++)
             out[c] = 0;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            const int at = (int)inside(axis, t.first + k) * step;
+            sums.read((int)inside(axis, t.first + k), values);
 #pragma unroll
-            for (int c = 0; c < N; c++)
-                out[c] += t.share[k] * sums[zero[c] + at];
+            for (int c = 0; c < Sums::count; c++)
+                out[c] += t.share[k] * values[c];
         }
         return;
     }
     // Those between the first and the last have one share.
-    const int first = t.first * step, last = (int)inside(axis, t.first + t.count - 1) * step;
-    float between[N];
+    float between[Sums::count];
 #pragma unroll
-    for (int c = 0; c < N; c++)
+    for (int c = 0; c < Sums::count; c++)
         between[c] = 0;
 #pragma unroll 4
-    for (int k = 1; k < t.count - 1; k++)
+    for (int k = 1; k < t.count - 1; k++) {
+        sums.read(t.first + k, values);
 #pragma unroll
-        for (int c = 0; c < N; c++)
-            between[c] += sums[zero[c] + first + k * step];
+        for (int c = 0; c < Sums::count; c++)
+            between[c] += values[c];
+    }
+    sums.read(t.first, values);
 #pragma unroll
-    for (int c = 0; c < N; c++) {
-        out[c] = t.share[0] * sums[zero[c] + first] + t.share[1] * between[c];
-        if (t.count > 1)
-            out[c] += t.share[3] * sums[zero[c] + last];
+    for (int c = 0; c < Sums::count; c++)
+        out[c] = t.share[0] * values[c] + t.share[1] * between[c];
+    if (t.count > 1) {
+        sums.read((int)inside(axis, t.first + t.count - 1), values);
+#pragma unroll
+        for (int c = 0; c < Sums::count; c++)
+            out[c] += t.share[3] * values[c];
     }
 }
 
@@ -225,6 +257,7 @@ static __device__ __forceinline__ void frame_to_tensor_of(const FrameToTensor &p
     // Two pixels in one word, where those of every row are.
     const bool pairs = ((u64)p.tensor & 3) == 0 && p.width % 2 == 0;
     const bool one_grid = p.across[0].den == p.across[1].den;
+    const bool together = Sample::bytes == 1 && p.step[0] == 4 && (zero[0] - (int)p.offset[0]) % 4 == 0;
     for (u32 x = x0 + 2 * threadIdx.x; x < x1; x += 2 * blockDim.x) {
         float codes[2][3];
         Place luma = place(p.across[0], x), others = place(p.across[1], x);
@@ -234,13 +267,21 @@ static __device__ __forceinline__ void frame_to_tensor_of(const FrameToTensor &p
             if (x + i < x1) {
                 const int step = (int)(p.step[0] / Sample::bytes);
                 const Taps t = taps(p.across[0], luma);
-                if (p.components == 3 && one_grid) {
-                    gather<3>(sums, zero, step, p.across[0], t, codes[i]);
+                if (together) {
+                    float bytes[4];
+                    gather(Together{sums + zero[0] - (int)p.offset[0]}, p.across[0], t, bytes);
+#pragma unroll
+                    for (u32 c = 0; c < 3; c++) {
+                        const u32 at = p.offset[c];
+                        codes[i][c] = at == 0 ? bytes[0] : at == 1 ? bytes[1] : at == 2 ? bytes[2] : bytes[3];
+                    }
+                } else if (p.components == 3 && one_grid) {
+                    gather(Apart<3>{sums, zero, step}, p.across[0], t, codes[i]);
                 } else {
-                    gather<1>(sums, zero, step, p.across[0], t, codes[i]);
+                    gather(Apart<1>{sums, zero, step}, p.across[0], t, codes[i]);
                     if (p.components == 3)
-                        gather<2>(sums, zero + 1, (int)(p.step[1] / Sample::bytes), p.across[1],
-                                  taps(p.across[1], others), codes[i] + 1);
+                        gather(Apart<2>{sums, zero + 1, (int)(p.step[1] / Sample::bytes)}, p.across[1],
+                               taps(p.across[1], others), codes[i] + 1);
                 }
                 luma = next(p.across[0], luma);
                 others = next(p.across[1], others);

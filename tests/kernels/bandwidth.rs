@@ -235,6 +235,16 @@ fn both_ways(gpu: &Gpu, name: &str, layout: &VideoLayout, size: (usize, usize)) 
         k.tensor_to_frame(stream, &plan, tensor.0, frames[i].0)
     });
     report(&format!("tensor_to_frame {what}"), moved, time);
+    if size == (512, 512) && layout.format() == PixelFormat::Nv12 {
+        for rows in [8, 16, 32, 64] {
+            let plan = plan.clone().in_strips_of(rows);
+            // SAFETY: as above.
+            let time = seconds(gpu, count, |i| unsafe {
+                k.tensor_to_frame(stream, &plan, tensor.0, frames[i].0)
+            });
+            report(&format!("the same in strips of {rows} rows"), moved, time);
+        }
+    }
 
     let half = moved / 2;
     let count = sets(half);
