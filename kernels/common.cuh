@@ -22,6 +22,7 @@ typedef unsigned short h16;
 
 // Four blocks to a multiprocessor: 64 registers for each thread. Left alone, the compiler goes for five and spills some.
 #define THREADS 256
+// A kernel that needs more says for how many threads, and how many blocks there shall be.
 #define KERNEL_OF(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define KERNEL KERNEL_OF(THREADS, 4)
 

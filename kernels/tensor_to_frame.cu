@@ -9,11 +9,11 @@
 // before. At the edges pixels are repeated. Alpha, and the byte that stands in its place, is 255. Bytes between rows are
 // not touched; of a unit of two pixels that a frame of odd width has half of, the other half repeats it.
 //
-// A block is a warp. A thread makes two columns of pixels side by side, down a strip of `rows` rows. It
-// resizes across first: a row of the tensor gives it two pixels. These stay in registers while it goes down, the last four
-// of them where the frame is higher than the tensor, and every row of the frame is a sum of what is there. So a row of the
-// tensor is resized across once for a strip, not once for each row of the frame, and no thread waits for another one.
-// What is the same all along a row, its taps, the lanes share out and leave in shared memory before.
+// A block is a warp, which makes a strip of `rows` rows and 64 columns of the frame; a thread makes two columns side by
+// side, from top to bottom. It resizes across first: each row of the tensor gives it two pixels. Where the frame is higher,
+// the last four of these stay in registers, and every row of the frame is a sum of them. So a row of the tensor is resized
+// across once for a strip, not once for each row of the frame, and the only thing that lanes wait for is what is the same
+// all along a row, its taps, which they work out together before.
 //
 // Where colour differences lie on the first of two pixels, they need the pixel before: the lane before has it, and a
 // warp's first lane makes it and nothing else. Rows above a strip are made once more in the same way.
@@ -49,7 +49,7 @@ struct TensorToFrame {
     // The frame's.
     u32 width;
     u32 height;
-    // Of a strip; even where colour differences are for two rows.
+    // Of a strip: an even number.
     u32 rows;
     u32 ten_bits;
     // From red, green and blue in [0, 1] to codes in [0, 1]; of packed components in the order of their bytes.
@@ -166,7 +166,8 @@ static __device__ __forceinline__ Pair pair_of(const TensorToFrame &p, const Col
     return pair;
 }
 
-// A float whose last bits are the code: the sum is rounded to a multiple of 1.
+// The code, 2^23 and more as an f32: that has no bits for fractions, so the sum is rounded to the nearest code, which is in
+// its last bits.
 static __device__ __forceinline__ u32 code(const float *map, const float *rgb, float top) {
     const float value = saturate(map[2] * rgb[2] + (map[1] * rgb[1] + (map[0] * rgb[0] + map[3])));
     return float_to_bits(value * top + 8388608.0f);

@@ -199,7 +199,7 @@ fn frames(gpu: &Gpu) {
         for format in formats {
             let dense = VideoLayout::dense(*format, size.0, size.1).unwrap();
             // High definition has its colour differences on the first of two pixels, unless caps say otherwise.
-            let left = dense.clone().sited(Siting {
+            let left = dense.sited(Siting {
                 on_x: true,
                 on_y: false,
             });

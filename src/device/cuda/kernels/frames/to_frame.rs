@@ -10,7 +10,8 @@ use crate::error::Result;
 const BLOCK: u32 = 32;
 /// Pixels that a warp makes of a row, less two where colour differences lie on the first of two pixels.
 const WARP: u32 = 64;
-/// The rows that a strip may have, and the warps that are wanted: two thousand keep the largest GPUs busy.
+/// The rows that a strip may have, four where these leave too few warps, and how many are enough for large GPUs, which
+/// run two to three thousand side by side.
 const ROWS: [u32; 4] = [64, 32, 16, 8];
 const WARPS: u32 = 1500;
 
@@ -213,11 +214,7 @@ mod tests {
                 let layout = VideoLayout::dense(PixelFormat::Nv12, width, height).unwrap();
                 let layout = layout.sited(Siting { on_x: on, on_y: on });
                 let plan = TensorToFrame::new((8, 8), &layout, Colour::default()).unwrap();
-                let Geometry {
-                    grid,
-                    block,
-                    shared,
-                } = plan.geometry();
+                let Geometry { grid, shared, .. } = plan.geometry();
                 let rows = plan.arguments.rows;
                 // Pairs of rows stay together.
                 assert_eq!(rows % 2, 0);
