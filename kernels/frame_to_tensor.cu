@@ -59,15 +59,20 @@ struct TenBits {
     }
 };
 
-// The samples that a piece of a row needs: from first to last.
+// The samples that a piece of a row of `width` needs: from first to last.
 struct Span {
     u32 first;
     u32 last;
 };
 
-static __device__ __forceinline__ Span span(const Axis &axis, u32 begin, u32 end) {
-    const Taps head = taps(axis, place(axis, begin)), tail = taps(axis, place(axis, end - 1));
+static __device__ __forceinline__ Span span(const Axis &axis, u32 begin, u32 end, u32 width) {
     Span s;
+    s.first = 0;
+    s.last = axis.size - 1;
+    // Without divisions, where one block makes all of a row.
+    if (begin == 0 && end == width)
+        return s;
+    const Taps head = taps(axis, place(axis, begin)), tail = taps(axis, place(axis, end - 1));
     s.first = inside(axis, head.first);
     s.last = inside(axis, tail.first + tail.count - 1);
     return s;
@@ -201,7 +206,7 @@ template <typename Sample>
 static __device__ __forceinline__ void frame_to_tensor_of(const FrameToTensor &p, float *sums) {
     const u32 x0 = blockIdx.x * p.tile, y = blockIdx.y;
     const u32 x1 = x0 + p.tile < p.width ? x0 + p.tile : p.width;
-    const Span spans[2] = {span(p.across[0], x0, x1), span(p.across[1], x0, x1)};
+    const Span spans[2] = {span(p.across[0], x0, x1, p.width), span(p.across[1], x0, x1, p.width)};
 
     // Where sample 0 of each component would be among the sums.
     int zero[3] = {0, 0, 0};
