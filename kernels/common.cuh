@@ -22,7 +22,9 @@ typedef unsigned short h16;
 
 // Four blocks to a multiprocessor: 64 registers for each thread. Left alone, the compiler goes for five and spills some.
 #define THREADS 256
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 4)
+// A kernel that needs more says for how many threads, and how many blocks there shall be.
+#define KERNEL_OF(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+#define KERNEL KERNEL_OF(THREADS, 4)
 
 struct alignas(16) Vector {
     u32 word[4];
@@ -50,7 +52,13 @@ static __device__ __forceinline__ float reciprocal(float value) {
     return result;
 }
 
-#define DYNAMIC_SHARED(name) extern __shared__ float name[]
+// To 0…1; what is no number becomes 0. Costs nothing after a sum.
+static __device__ __forceinline__ float saturate(float value) { return __saturatef(value); }
+
+// Bytes 0…3 of a and 4…7 of b, as the four lowest hexadecimal digits of `selector` say, the last digit's byte first.
+static __device__ __forceinline__ u32 bytes_of(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
+
+#define DYNAMIC_SHARED(name) alignas(16) extern __shared__ float name[]
 
 #endif
 

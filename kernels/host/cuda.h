@@ -40,6 +40,14 @@ static inline float __shfl_down_sync(unsigned mask, float value, unsigned distan
     return exchange(value, lane + distance < 32 ? lane + distance : lane);
 }
 
+static inline float __shfl_up_sync(unsigned mask, float value, unsigned distance) {
+    if (mask != 0xffffffffu)
+        __builtin_trap();
+    const unsigned lane = threadIdx.x % 32;
+    // A lane that has none above gets its own back.
+    return exchange(value, lane >= distance ? lane - distance : lane);
+}
+
 // Threads take turns, so what one has written the next one sees.
 static inline void __threadfence() {}
 static inline unsigned atomicAdd(unsigned *at, unsigned value) {
@@ -65,6 +73,18 @@ static inline float from_half(unsigned short bits) {
 }
 
 static inline float reciprocal(float value) { return 1 / value; }
+
+// To 0…1; what is no number becomes 0.
+static inline float saturate(float value) { return fminf(fmaxf(value, 0), 1); }
+
+// Bytes 0…3 of a and 4…7 of b, as the four lowest hexadecimal digits of `selector` say, the last digit's byte first.
+static inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t word = 0;
+    for (int i = 0; i < 4; i++)
+        word |= (uint32_t)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    return word;
+}
 
 static inline unsigned short to_half(float value) {
     uint32_t bits;

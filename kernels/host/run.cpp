@@ -202,6 +202,7 @@ static const struct {
     ROWS(blend, BlendRow, false),
     VALUE(frame_to_tensor, FrameToTensor, true),
     VALUE(tensor_to_frame, TensorToFrame, true),
+    VALUE(tensor_to_larger_frame, TensorToFrame, true),
 };
 
 static void launch(const std::string &name, const std::vector<char> &bytes, size_t shared) {

@@ -5,7 +5,7 @@ use gststreamdiffusion::device::cuda::kernels::{
     COSINE_PARTIAL_BYTES, CombineRow, CopyRow, CosineRow, Element, FrameToTensor, Kernel, Row,
     TensorToFrame,
 };
-use gststreamdiffusion::device::video::{Colour, PixelFormat, VideoLayout};
+use gststreamdiffusion::device::video::{Colour, PixelFormat, Siting, VideoLayout};
 use gststreamdiffusion::error::Result;
 
 use crate::gpu::{Gpu, Memory, gpu};
@@ -42,7 +42,7 @@ fn seconds(gpu: &Gpu, sets: usize, mut launch: impl FnMut(usize) -> Result<()>) 
 fn report(name: &str, bytes: usize, seconds: f64) {
     let rate = bytes as f64 / seconds / 1e9;
     println!(
-        "{name:44} {:8.2} us  {:8.1} MB  {rate:8.1} GB/s",
+        "{name:56} {:8.2} us  {:8.1} MB  {rate:8.1} GB/s",
         seconds * 1e6,
         bytes as f64 / 1e6
     );
@@ -127,37 +127,8 @@ fn bandwidth() {
             k.launch(Kernel::Cosine, stream, rows[i].0, 1, longest)
         });
         report(&format!("cosine, {name}"), 4 * len, time);
-
-        let tensor = Memory::of(&vec![0x30; 2 * len]);
-        for format in [
-            PixelFormat::Nv12,
-            PixelFormat::P010,
-            PixelFormat::Yuy2,
-            PixelFormat::Rgb,
-            PixelFormat::Rgba,
-        ] {
-            let layout = VideoLayout::dense(format, width, height).unwrap();
-            let count = sets(layout.size());
-            let frames: Vec<Memory> = (0..count)
-                .map(|_| Memory::of(&vec![0x80; layout.size()]))
-                .collect();
-            for (to_width, to_height) in [(512, 512), (1024, 1024), (width, height)] {
-                let size = (to_width, to_height);
-                let what = format!("{} {name} and {to_width}x{to_height}", format.name());
-                let moved = layout.size() + 6 * to_width * to_height;
-                let plan = FrameToTensor::new(&layout, Colour::default(), size).unwrap();
-                let time = seconds(gpu, count, |i| unsafe {
-                    k.frame_to_tensor(stream, &plan, frames[i].0, tensor.0)
-                });
-                report(&format!("frame_to_tensor {what}"), moved, time);
-                let plan = TensorToFrame::new(size, &layout, Colour::default()).unwrap();
-                let time = seconds(gpu, count, |i| unsafe {
-                    k.tensor_to_frame(stream, &plan, tensor.0, frames[i].0)
-                });
-                report(&format!("tensor_to_frame {what}"), moved, time);
-            }
-        }
     }
+    frames(gpu);
     // The fused step of four slots of 512x512, in one launch: as small as launches get.
     let len = 4 * 64 * 64;
     let latents: Vec<Memory> = (0..20).map(|_| Memory::of(&vec![0x30; 2 * len])).collect();
@@ -181,4 +152,108 @@ fn bandwidth() {
         k.launch(Kernel::Combine, stream, rows.0, 4, len as u32)
     });
     report("fused step, 4 slots of 4x64x64", 4 * 10 * len, time);
+}
+
+/// Frames of these sizes to tensors and back, and beside each a plain copy that moves as many bytes.
+fn frames(gpu: &Gpu) {
+    let many = [
+        PixelFormat::Nv12,
+        PixelFormat::P010,
+        PixelFormat::Yuy2,
+        PixelFormat::I420,
+        PixelFormat::Rgb,
+        PixelFormat::Rgba,
+    ];
+    for (name, size, formats, tensors) in [
+        (
+            "1080p",
+            (1920, 1080),
+            &many[..],
+            &[(512, 512), (1024, 1024), (1920, 1080)][..],
+        ),
+        (
+            "4K",
+            (3840, 2160),
+            &many[..],
+            &[(512, 512), (1024, 1024), (3840, 2160)][..],
+        ),
+        (
+            "720p",
+            (1280, 720),
+            &[PixelFormat::Nv12][..],
+            &[(512, 512), (1024, 1024)][..],
+        ),
+        (
+            "512x512",
+            (512, 512),
+            &[PixelFormat::Rgb, PixelFormat::Nv12][..],
+            &[(512, 512)][..],
+        ),
+        (
+            "256x256",
+            (256, 256),
+            &[PixelFormat::Nv12][..],
+            &[(512, 512)][..],
+        ),
+    ] {
+        for format in formats {
+            let dense = VideoLayout::dense(*format, size.0, size.1).unwrap();
+            // High definition has its colour differences on the first of two pixels, unless caps say otherwise.
+            let left = dense.sited(Siting {
+                on_x: true,
+                on_y: false,
+            });
+            let sites = [("", dense), (" (left)", left)];
+            let sited = if *format == PixelFormat::Nv12 { 2 } else { 1 };
+            for (site, layout) in &sites[..sited] {
+                for to in tensors {
+                    both_ways(gpu, &format!("{}{site} {name}", format.name()), layout, *to);
+                }
+            }
+        }
+    }
+}
+
+fn both_ways(gpu: &Gpu, name: &str, layout: &VideoLayout, size: (usize, usize)) {
+    let stream = gpu.stream.cu_stream();
+    let k = &gpu.kernels;
+    let tensor = Memory::of(&vec![0x30; 6 * size.0 * size.1]);
+    let count = sets(layout.size());
+    let frames: Vec<Memory> = (0..count)
+        .map(|_| Memory::of(&vec![0x80; layout.size()]))
+        .collect();
+    let what = format!("{name} and {}x{}", size.0, size.1);
+    let moved = layout.size() + 6 * size.0 * size.1;
+    let plan = FrameToTensor::new(layout, Colour::default(), size).unwrap();
+    // SAFETY (both launches): the plans are for these sizes, and the memory outlives the stream's work.
+    let time = seconds(gpu, count, |i| unsafe {
+        k.frame_to_tensor(stream, &plan, frames[i].0, tensor.0)
+    });
+    report(&format!("frame_to_tensor {what}"), moved, time);
+    let plan = TensorToFrame::new(size, layout, Colour::default()).unwrap();
+    let time = seconds(gpu, count, |i| unsafe {
+        k.tensor_to_frame(stream, &plan, tensor.0, frames[i].0)
+    });
+    report(&format!("tensor_to_frame {what}"), moved, time);
+    if size == (512, 512) && layout.format() == PixelFormat::Nv12 {
+        for rows in [8, 16, 32, 64] {
+            let plan = plan.clone().in_strips_of(rows);
+            // SAFETY: as above.
+            let time = seconds(gpu, count, |i| unsafe {
+                k.tensor_to_frame(stream, &plan, tensor.0, frames[i].0)
+            });
+            report(&format!("the same in strips of {rows} rows"), moved, time);
+        }
+    }
+
+    let half = moved / 2;
+    let count = sets(half);
+    let from: Vec<Memory> = (0..count).map(|_| Memory::of(&vec![0x80; half])).collect();
+    let to = Memory::new(half);
+    let time = seconds(gpu, count, |i| {
+        // SAFETY: both are as long as that, and outlive the stream's work.
+        unsafe { result::memcpy_dtod_async(to.0, from[i].0, half, stream) }.unwrap();
+        Ok(())
+    });
+    report(&format!("copy of as many bytes, {what}"), 2 * half, time);
 }

@@ -206,9 +206,15 @@ fn tensors_to_frames(runner: &dyn Runner) {
             let skewed = matches!(memory, Memory::Odd);
             let tensor = case.skewed(&bytes_of(&tensor), 2 * usize::from(skewed));
             let frame = case.skewed(&vec![MARK; layout.size()], skew);
+            let plan = TensorToFrame::new(golden.from, &layout.sited(golden.siting), golden.colour);
+            // Small frames are made in the lowest strips.
+            let rows = match memory {
+                Memory::Dense => 4,
+                Memory::Padded => 2,
+                Memory::Odd => 64,
+            };
             case.launches.push(Launch::TensorToFrame {
-                plan: TensorToFrame::new(golden.from, &layout.sited(golden.siting), golden.colour)
-                    .unwrap(),
+                plan: plan.unwrap().in_strips_of(rows),
                 tensor: address(tensor, 0),
                 frame: address(frame, 0),
             });

@@ -144,8 +144,8 @@ impl Input {
                     frame,
                 } => {
                     let argument = plan.arguments(*tensor, *frame).unwrap();
-                    let geometry = narrow(plan.geometry());
-                    self.launch("tensor_to_frame", geometry, patched(&[argument]));
+                    let geometry = plan.geometry();
+                    self.launch(plan.kernel().name(), geometry, patched(&[argument]));
                 }
             }
         }

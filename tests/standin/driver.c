@@ -27,7 +27,7 @@ struct operation {
     long target;
     unsigned rows;
     /* A kernel's argument, as it was at the launch. */
-    unsigned char argument[256];
+    unsigned char argument[288];
     struct operation *next;
 };
 struct stream {
@@ -87,7 +87,7 @@ static void kernel(const struct operation *operation)
         stamp(pointer[3], pointer[0]);
         return;
     }
-    if (!strcmp(name, "tensor_to_frame")) {
+    if (!strncmp(name, "tensor_to_", 10)) {
         stamp(pointer[1], pointer[0]);
         return;
     }
@@ -533,7 +533,7 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
         return error;
     struct operation operation = {.kind = KERNEL, .name = function, .rows = y};
     /* Of rows it is one address, of frames so many bytes. */
-    size_t size = !strcmp(function, "frame_to_tensor") ? 240 : !strcmp(function, "tensor_to_frame") ? 208 : 8;
+    size_t size = !strcmp(function, "frame_to_tensor") ? 280 : !strncmp(function, "tensor_to_", 10) ? 200 : 8;
     memcpy(operation.argument, arguments[0], size);
     pthread_mutex_lock(&lock);
     int i = index_of(stream);

@@ -222,6 +222,17 @@ def frames():
     for site in list(SITES)[1:]:
         cases.append(("I420", "bt601", False, (31, 5), (43, 7), site))
         cases.append(("P010_10LE", "bt2020", False, (9, 40), (10, 13), site))
+    # Several warps and strips of a larger frame.
+    for name, matrix, site in (("NV12", "bt709", "left"), ("I420", "bt601", "topleft"), ("Y42B", "bt709", "left"),
+                               ("P010_10LE", "bt2020", "top"), ("YUY2", "bt601", "left"), ("NV21", "bt709", "center"),
+                               ("Y444", "bt709", "center"), ("BGR", "rgb", "center"), ("ARGB", "rgb", "center")):
+        cases.append((name, matrix, True, (36, 5), (130, 7), site))
+    # As large, larger one way alone, tensors that are smaller than the taps, frames of one to three pixels, many rows.
+    for name, matrix, site in (("NV12", "bt709", "left"), ("YUY2", "bt601", "center"), ("RGB", "rgb", "center"),
+                               ("BGRA", "rgb", "center")):
+        for size, to in (((70, 6), (70, 6)), ((26, 4), (8, 9)), ((4, 4), (9, 9)), ((6, 7), (1, 9)), ((5, 4), (3, 7)),
+                         ((20, 70), (6, 5)), ((5, 5), (6, 6))):
+            cases.append((name, matrix, False, size, to, site))
     lines, rounded = [], {"frame_to_tensor": [], "tensor_to_frame": []}
     for index, (name, matrix, full, (w, h), (to_w, to_h), site) in enumerate(cases):
         lines.append(f"{name} {matrix} {'full' if full else 'limited'} {w}x{h} {to_w}x{to_h} {site}\n")

@@ -53,11 +53,12 @@ pub enum Kernel {
     Blend,
     FrameToTensor,
     TensorToFrame,
+    TensorToLargerFrame,
 }
 
 impl Kernel {
     /// All of them, in the order of the variants.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Combine,
         Self::CopyF16F16,
         Self::CopyF16F32,
@@ -71,6 +72,7 @@ impl Kernel {
         Self::Blend,
         Self::FrameToTensor,
         Self::TensorToFrame,
+        Self::TensorToLargerFrame,
     ];
 
     /// The one that copies values of `from` to values of `to`.
@@ -107,6 +109,7 @@ impl Kernel {
             Self::Blend => "blend",
             Self::FrameToTensor => "frame_to_tensor",
             Self::TensorToFrame => "tensor_to_frame",
+            Self::TensorToLargerFrame => "tensor_to_larger_frame",
         }
     }
 
@@ -227,7 +230,7 @@ impl Kernels {
     ) -> Result<()> {
         let arguments = plan.arguments(tensor, frame)?;
         // SAFETY: the kernel takes these arguments; the rest is the caller's word.
-        unsafe { self.start(Kernel::TensorToFrame, stream, plan.geometry(), &arguments) }
+        unsafe { self.start(plan.kernel(), stream, plan.geometry(), &arguments) }
     }
 
     /// Launches any kernel that takes rows. May be called while `stream` is captured. Nothing is launched for no rows
@@ -248,7 +251,10 @@ impl Kernels {
         count: u32,
         longest: u32,
     ) -> Result<()> {
-        if matches!(kernel, Kernel::FrameToTensor | Kernel::TensorToFrame) {
+        if matches!(
+            kernel,
+            Kernel::FrameToTensor | Kernel::TensorToFrame | Kernel::TensorToLargerFrame
+        ) {
             return Err(Error::engine(kernel.name(), "it takes a frame, not rows"));
         }
         if count > MAX_ROWS {
