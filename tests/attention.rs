@@ -242,6 +242,7 @@ fn heads_of_the_sizes_of_models() {
 }
 
 /// The same with the kernels for GPUs: those that never write the scores to memory take other paths for long sequences.
+#[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn heads_of_the_sizes_of_models_on_a_gpu() {

@@ -5,7 +5,6 @@
 //!
 //! Needs ONNX Runtime (`ORT_DYLIB_PATH`, or beside the test program): without it these tests fail, they do not skip.
 
-#[allow(dead_code, reason = "other test programs follow tensors too")]
 mod onnx;
 
 use std::collections::BTreeMap;
@@ -13,9 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gststreamdiffusion::model::{Fused, Fusions, Graph};
-use onnx::run::{
-    Array, Feed, difference, from_file, from_memory, on_gpu, run, shapes, with_functions,
-};
+use onnx::run::{Array, Feed, difference, from_file, from_memory, run, shapes, with_functions};
 use ort::session::Session;
 
 const ONLY: Fusions = Fusions {
@@ -88,10 +85,11 @@ fn small_graphs() {
 }
 
 /// The same with the operators themselves, which add up in other orders.
+#[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn small_graphs_on_a_gpu() {
-    graphs(1e-4, on_gpu);
+    graphs(1e-4, onnx::run::on_gpu);
 }
 
 fn graphs(tolerance: f64, session: impl Fn(&[u8]) -> Session) {

@@ -5,7 +5,6 @@
 //!
 //! Needs ONNX Runtime (`ORT_DYLIB_PATH`, or beside the test program): without it these tests fail, they do not skip.
 
-#[allow(dead_code, reason = "other test programs follow tensors too")]
 mod onnx;
 
 use std::collections::BTreeMap;
@@ -13,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gststreamdiffusion::model::{Fused, Fusions, Graph};
-use onnx::run::{Array, Feed, difference, from_file, from_memory, on_gpu, run, with_functions};
+use onnx::run::{Array, Feed, difference, from_file, from_memory, run, with_functions};
 use ort::session::Session;
 
 const ONLY: Fusions = Fusions {
@@ -36,10 +35,11 @@ fn gated_linear_units() {
 }
 
 /// The same with the operator itself.
+#[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn gated_linear_units_on_a_gpu() {
-    units(on_gpu);
+    units(onnx::run::on_gpu);
 }
 
 fn units(session: impl Fn(&[u8]) -> Session) {

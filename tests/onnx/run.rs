@@ -61,6 +61,7 @@ pub fn from_memory(model: &[u8], folder: &Path) -> ort::Result<Session> {
 }
 
 /// The same on the first NVIDIA GPU, with products of matrices in full precision.
+#[cfg(feature = "cuda")]
 pub fn on_gpu(model: &[u8]) -> Session {
     let cuda = ort::ep::CUDA::default().with_tf32(false).build();
     Session::builder(environment())

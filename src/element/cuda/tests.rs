@@ -14,6 +14,8 @@ use crate::device::cuda::Cuda;
 use crate::element::caps::{CUDA_FORMATS, Memory};
 
 const FRAMES: u64 = 5;
+/// The most that codes differ by when the same is done again: sums of group normalisations are in no fixed order.
+const AGAIN: u8 = 1;
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/model")
@@ -282,7 +284,7 @@ fn frames_of_another_context_are_copied() {
         context: foreign,
     };
     assert_ne!(foreign.context.as_ptr(), sharing(&gpu).context.as_ptr());
-    alike(&run(&foreign), &ours, 0, "foreign context");
+    alike(&run(&foreign), &ours, AGAIN, "foreign context");
 }
 
 #[test]
@@ -353,7 +355,7 @@ fn two_elements_share_the_gpu_and_the_model() {
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });
     for pictures in both {
-        alike(&pictures, &alone, 0, "beside another");
+        alike(&pictures, &alone, AGAIN, "beside another");
     }
     let more = before.saturating_sub(gpu.cuda.memory().unwrap().0);
     assert!(

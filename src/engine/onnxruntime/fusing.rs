@@ -36,6 +36,7 @@ impl Told {
     }
 
     /// What was made faster in these graphs and in others.
+    #[cfg(any(feature = "cuda", test))]
     pub fn and(mut self, other: Self) -> Self {
         self.counts = self.counts + other.counts;
         self.why.extend(other.why);
