@@ -3,7 +3,7 @@
 //! the widest tensor of a transformer block.
 
 use super::details::{DIMENSIONS, dtype};
-use super::links::Links;
+use super::links::{Links, STEPS};
 use super::node::{DOMAIN, NewNode};
 use super::replace::Replacement;
 
@@ -55,12 +55,14 @@ fn at(links: &Links, number: usize) -> Option<Replacement> {
     let above_zero = links.node(above).outputs.first()?.as_str();
     let mut giver = above;
     let mut name = above_zero;
-    while let Some(reader) = links.reader(name)
-        && links.node(reader).standard() == Some("Mul")
-        && giver != reader
-    {
-        giver = reader;
-        name = links.node(reader).outputs.first()?;
+    for _ in 0..STEPS {
+        match links.reader(name) {
+            Some(reader) if links.node(reader).standard() == Some("Mul") => {
+                giver = reader;
+                name = links.node(reader).outputs.first()?;
+            }
+            _ => break,
+        }
     }
     let mut product = Product {
         number: 1.0,

@@ -6,6 +6,9 @@ use super::details::{Attributes, Details};
 use super::infer::{Fact, Facts};
 use crate::model::scan::{Node, Source};
 
+/// The most nodes on the way from one part of a pattern to the next: no exporter writes a dozen.
+pub(super) const STEPS: usize = 64;
+
 /// A graph, and what is known of it.
 pub(super) struct Links<'a> {
     pub source: &'a Source,
@@ -85,16 +88,19 @@ impl<'a> Links<'a> {
     }
 
     /// Whether `name` is a stored tensor, in another type perhaps: it is never worked out anew.
-    pub fn is_constant(&self, name: &str) -> bool {
-        let Some(giver) = self.giver(name) else {
-            return self.details.constants.contains_key(name) && !self.inputs.contains(name);
-        };
-        let node = self.node(giver);
-        match (node.standard(), &node.inputs[..]) {
-            (Some("Constant"), _) => true,
-            (Some("Identity" | "Cast"), [of]) => self.is_constant(of),
-            _ => false,
+    pub fn is_constant(&self, mut name: &'a str) -> bool {
+        for _ in 0..STEPS {
+            let Some(giver) = self.giver(name) else {
+                return self.details.constants.contains_key(name) && !self.inputs.contains(name);
+            };
+            let node = self.node(giver);
+            match (node.standard(), &node.inputs[..]) {
+                (Some("Constant"), _) => return true,
+                (Some("Identity" | "Cast"), [of]) => name = of,
+                _ => return false,
+            }
         }
+        false
     }
 
     /// Whether some tensor has this name.

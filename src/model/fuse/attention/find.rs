@@ -5,13 +5,11 @@ use super::layout::{Axis, Layout};
 use crate::model::fuse::details::dtype;
 use crate::model::fuse::infer::shapes::order;
 use crate::model::fuse::infer::{Fact, Known};
-use crate::model::fuse::links::Links;
+use crate::model::fuse::links::{Links, STEPS};
 use crate::model::fuse::size::Size;
 
 /// From this version of the operator set on, Softmax works along a single axis, and by default the last.
 const SOFTMAX_OF_ONE_AXIS: i64 = 13;
-/// The most nodes on the way from one part of an attention to the next: no exporter writes a dozen.
-const STEPS: usize = 64;
 /// A factor this close to the usual one is the usual one: exporters round it to f16, some of them twice.
 const ROUNDING: f64 = 1.5e-3;
 
