@@ -218,6 +218,7 @@ def left():
         "of_unsaid_size": conv(kernel_shape=None), "computed_weights": computed_weights,
         "scaled_in_groups": norm(ones=2.0), "moved_in_groups": norm(zeros=0.5), "odd_groups": norm(groups=8),
         "read_inside": read_inside, "of_pixels": of_pixels, "other_shape": other_shape,
+        "three_in_a_group": lambda g, x: g.norm(g.conv(x, 6, pads=[1, 1, 1, 1]), "y", channels=6),
         "smooth": resize("linear"), "of_channels": resize(scales=(1, 2, 2, 2)), "to_a_size": resize_to,
     }
     graphs = {}
@@ -273,7 +274,7 @@ def main():
         counts[name] = numbers
     for name, graph in left().items():
         onnx.save(graph.model(), DATA / f"{name}.onnx")
-        counts[name] = (1, 0)
+        counts[name] = (sum(node.op_type == "Conv" for node in graph.nodes[:-1]), 0)
     (DATA / "graphs.json").write_text(json.dumps(counts, indent=1) + "\n")
 
 
