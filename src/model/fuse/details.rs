@@ -1,4 +1,4 @@
-//! Attributes of nodes and values of small constants, as far as attention is told by them. Large tensors are passed by.
+//! Attributes of nodes and values of small constants, as far as what can be fused is told by them. Large tensors are passed by.
 
 use std::collections::HashMap;
 
@@ -175,7 +175,7 @@ fn attributes(r: &mut Reader, field: Field) -> Result<Attributes> {
             }
             Ok(())
         })?;
-        if !list.is_empty() {
+        if (1..=SMALL).contains(&list.len()) {
             value = Attribute::Integers(list);
         }
         attributes.0.insert(name, value);

@@ -128,7 +128,8 @@ fn take_apart<'a>(
     depth: usize,
 ) -> Option<()> {
     let factors = &links.node(giver).inputs;
-    if links.node(giver).standard() != Some("Mul") || depth > DIMENSIONS {
+    let too_much = depth > DIMENSIONS || product.tensors.len() > 3 || factors.len() != 2;
+    if links.node(giver).standard() != Some("Mul") || too_much {
         return None;
     }
     for factor in factors {
@@ -216,5 +217,6 @@ fn halves<'a>(links: &'a Links, left: &str, right: &str) -> Option<(Vec<usize>, 
         _ => return None,
     };
     let read = links.readers(whole)?;
-    (is_half(left) && is_half(right) && read.len() == readers).then_some((nodes, whole, width))
+    (is_half(left) && is_half(right) && read.take(3).count() == readers)
+        .then_some((nodes, whole, width))
 }

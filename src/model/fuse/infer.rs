@@ -127,7 +127,9 @@ impl<'a> Facts<'a> {
             ..Self::default()
         };
         for weight in &source.initializers {
-            if let Some(constant) = details.constants.get(&weight.name) {
+            if let Some(constant) = details.constants.get(&weight.name)
+                && constant.dims.len() <= RANK
+            {
                 facts.tensors.insert(&weight.name, Fact::of(constant));
             }
         }

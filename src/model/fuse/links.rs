@@ -70,19 +70,20 @@ impl<'a> Links<'a> {
     }
 
     /// The nodes that read the values of `name`, not its shape alone; `None` if the graph gives it to who runs it.
-    pub fn readers(&self, name: &str) -> Option<Vec<usize>> {
+    pub fn readers(&self, name: &str) -> Option<impl Iterator<Item = usize>> {
         if self.outputs.contains(name) {
             return None;
         }
         let readers = self.readers.get(name).into_iter().flatten().copied();
-        let of_values = |i: &usize| self.source.nodes[*i].standard() != Some("Shape");
-        Some(readers.filter(of_values).collect())
+        let of_values = move |i: &usize| self.source.nodes[*i].standard() != Some("Shape");
+        Some(readers.filter(of_values))
     }
 
     /// The only node that reads the values of `name`.
     pub fn reader(&self, name: &str) -> Option<usize> {
-        match self.readers(name)?[..] {
-            [only] => Some(only),
+        let mut readers = self.readers(name)?;
+        match (readers.next(), readers.next()) {
+            (Some(only), None) => Some(only),
             _ => None,
         }
     }

@@ -30,8 +30,10 @@ pub(super) struct Attention {
     pub giver: usize,
     /// The number of heads that the channels are of.
     pub heads: i64,
-    /// The factor of products of queries and keys, unless it is 1/√(channels of a head).
+    /// What queries have to be multiplied with, unless the factor of products of queries and keys is 1/√(channels of a head).
     pub scale: Option<f32>,
+    /// Type of all of them, by its ONNX number.
+    pub dtype: i64,
 }
 
 /// The attentions of a graph, as many as can be told for sure, in its order.
@@ -120,7 +122,8 @@ impl<'a> Search<'a> {
             output: output.to_owned(),
             giver,
             heads,
-            scale: (!is_usual).then_some(scale as f32),
+            scale: (!is_usual).then_some((scale / usual) as f32),
+            dtype: kind,
         })
     }
 

@@ -14,6 +14,9 @@ mod layout;
 mod tests;
 
 use self::find::Attention;
+use half::f16;
+
+use super::details::dtype;
 use super::links::Links;
 use super::node::{DOMAIN, NewNode};
 use super::replace::Replacement;
@@ -23,23 +26,44 @@ const OPERATOR: &str = "MultiHeadAttention";
 
 /// What takes the place of the attentions of a graph that can be told for sure.
 pub(super) fn find(links: &Links) -> Vec<Replacement> {
-    find::find(links).into_iter().map(of).collect()
+    let found = find::find(links).into_iter();
+    let has_names = |attention: &Attention| {
+        [".factor", ".queries"]
+            .iter()
+            .all(|role| !links.is_taken(&format!("{}.attention{role}", attention.output)))
+    };
+    found.filter(has_names).map(of).collect()
 }
 
 fn of(attention: Attention) -> Replacement {
-    let mut node = NewNode::new(OPERATOR, DOMAIN, &format!("{}.attention", attention.output));
-    for input in [&attention.queries, &attention.keys, &attention.values] {
-        node = node.input(input);
+    let name = |role: &str| format!("{}.attention{role}", attention.output);
+    let (mut nodes, mut queries) = (Vec::new(), attention.queries.clone());
+    // The operator has an attribute for it, of which one of its kernels knows nothing.
+    if let Some(factor) = attention.scale {
+        let bytes = match attention.dtype {
+            dtype::F16 => f16::from_f32(factor).to_le_bytes().to_vec(),
+            _ => factor.to_le_bytes().to_vec(),
+        };
+        let constant = NewNode::new("Constant", "", &name(".factor"))
+            .output(&name(".factor"))
+            .tensor("value", attention.dtype, 1, &bytes);
+        let scaled = NewNode::new("Mul", "", &name(".queries"))
+            .input(&queries)
+            .input(&name(".factor"))
+            .output(&name(".queries"));
+        nodes.extend([constant.build(), scaled.build()]);
+        queries = name(".queries");
     }
-    node = node
+    let node = NewNode::new(OPERATOR, DOMAIN, &name(""))
+        .input(&queries)
+        .input(&attention.keys)
+        .input(&attention.values)
         .output(&attention.output)
         .integer("num_heads", attention.heads);
-    if let Some(factor) = attention.scale {
-        node = node.float("scale", factor);
-    }
+    nodes.push(node.build());
     Replacement {
         giver: attention.giver,
         absorbed: attention.inside.into(),
-        nodes: vec![node.build()],
+        nodes,
     }
 }

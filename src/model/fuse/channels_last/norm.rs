@@ -197,7 +197,8 @@ fn epsilon(links: &Links, number: usize) -> Option<f32> {
 
 /// What the SiLU of `name` gives, the node that gives it and the sigmoid in it, if nothing else reads `name`.
 fn silu<'a>(links: &'a Links, name: &str) -> Option<(&'a str, usize, usize)> {
-    let [a, b] = links.readers(name)?[..] else {
+    let readers: Vec<usize> = links.readers(name)?.take(3).collect();
+    let [a, b] = readers[..] else {
         return None;
     };
     let op = |number: usize| links.node(number).standard();

@@ -5,6 +5,9 @@ use crate::model::fuse::details::dtype;
 use crate::model::fuse::links::Links;
 use crate::model::fuse::replace::Replacement;
 
+/// From this version of the operator set on, the region of interest may be left out.
+const WITHOUT_ROI: i64 = 13;
+
 /// The same resizing, if the node with this number repeats pixels across and down by factors that are known.
 pub(super) fn at(links: &Links, number: usize) -> Option<Replacement> {
     let node = links.node(number);
@@ -16,7 +19,8 @@ pub(super) fn at(links: &Links, number: usize) -> Option<Replacement> {
     let attributes = links.attributes(number);
     let crops =
         attributes.text("coordinate_transformation_mode", "half_pixel")? == "tf_crop_and_resize";
-    if attributes.text("mode", "nearest") != Some("nearest")
+    if links.details.opset < WITHOUT_ROI
+        || attributes.text("mode", "nearest") != Some("nearest")
         || attributes.get("axes").is_some()
         || crops
         || links.fact(picture).rank() != Some(4)
