@@ -24,7 +24,7 @@ use std::time::Duration;
 use cudarc::driver::result;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 pub use frames::{Download, Upload};
 pub use list::{Launches, Work};
@@ -251,16 +251,9 @@ impl Cuda {
         let Some(first) = parts.first() else {
             return Ok(());
         };
-        let (from, into) = (first.element(), to.element());
-        let as_it_is = from == into && (scale, shift) == (1.0, 0.0);
-        let kernel = match (as_it_is, from.float(), into.float()) {
-            (true, ..) => Some(Kernel::CopyBytes),
-            (false, Some(from), Some(into)) => Some(Kernel::copy(from, into)),
-            _ => None,
-        };
-        let fits = parts.iter().all(|part| part.element() == from)
+        let fits = parts.iter().all(|part| part.element() == first.element())
             && parts.iter().map(|part| part.len()).sum::<usize>() == to.len();
-        let Some(kernel) = kernel.filter(|_| fits) else {
+        let Some(how) = Copying::new(first, to, scale, shift).filter(|_| fits) else {
             return Err(Error::engine(
                 "CUDA",
                 format!("cannot copy {parts:?} to {to:?} times {scale} plus {shift}"),
@@ -270,37 +263,39 @@ impl Cuda {
         let mut copies = Vec::with_capacity(parts.len());
         for part in parts {
             copies.push((part.pointer(), out, length(part)?));
-            out += (part.len() * into.size()) as u64;
+            out += (part.len() * to.element().size()) as u64;
         }
-        let longest = copies.iter().map(|copy| copy.2).max().unwrap_or(0);
         let list = self.list();
         let mut list = list.lock();
-        if as_it_is {
-            let bytes = |len: u32| len * from.size() as u32;
-            let row = |&(input, out, len): &(u64, u64, u32)| CopyBytesRow {
-                input,
-                out,
-                bytes: bytes(len),
-                unused: 0,
-            };
-            list.launch(
-                kernel,
-                &copies.iter().map(row).collect::<Vec<_>>(),
-                bytes(longest),
-            );
-        } else {
-            let row = |&(input, out, len): &(u64, u64, u32)| CopyRow {
-                input,
-                out,
-                scale,
-                shift,
-                len,
-                unused: 0,
-            };
-            list.launch(kernel, &copies.iter().map(row).collect::<Vec<_>>(), longest);
-        }
+        how.launch(&mut list, &copies);
         list.keep(to);
         parts.iter().for_each(|part| list.keep(part));
+        Ok(())
+    }
+
+    /// Notes down: copies the first tensor of each pair to the second one, which has as many elements, in as few launches as
+    /// there are pairs of types.
+    pub fn copy_each(&self, pairs: &[(CudaTensor, CudaTensor)]) -> Result<()> {
+        let mut kinds: Vec<(Copying, Vec<Copy>)> = Vec::new();
+        for (from, to) in pairs {
+            let how = Copying::new(from, to, 1.0, 0.0).filter(|_| from.len() == to.len());
+            let how = how
+                .ok_or_else(|| Error::engine("CUDA", format!("cannot copy {from:?} to {to:?}")))?;
+            let copy = (from.pointer(), to.pointer(), length(from)?);
+            match kinds.iter_mut().find(|(kind, _)| *kind == how) {
+                Some((_, copies)) => copies.push(copy),
+                None => kinds.push((how, vec![copy])),
+            }
+        }
+        let list = self.list();
+        let mut list = list.lock();
+        for (how, copies) in &kinds {
+            how.launch(&mut list, copies);
+        }
+        for (from, to) in pairs {
+            list.keep(from);
+            list.keep(to);
+        }
         Ok(())
     }
 
@@ -380,6 +375,13 @@ impl Cuda {
         submitted
     }
 
+    /// Keeps other threads from putting anything on the compute stream as long as it is held: for who puts there what is not
+    /// noted down, which the graph that another thread captures would take for its own. Nothing noted down may be done by the
+    /// thread that holds it.
+    pub fn exclusive(&self) -> MutexGuard<'_, ()> {
+        self.0.submission.lock()
+    }
+
     /// How often what was noted down, by whatever thread, was not done. Who relies on something noted down earlier has to
     /// look whether this is still the same.
     pub fn failures(&self) -> u64 {
@@ -430,6 +432,70 @@ impl Cuda {
         let mut list = list.lock();
         list.launch(Kernel::Combine, rows, longest);
         kept.iter().for_each(|tensor| list.keep(tensor));
+    }
+}
+
+/// Where a copy comes from and goes to, and how many elements it has.
+type Copy = (u64, u64, u32);
+
+/// How tensors are copied.
+#[derive(Clone, PartialEq)]
+struct Copying {
+    kernel: Kernel,
+    scale: f32,
+    shift: f32,
+    /// Bytes of an element, where bytes are copied.
+    size: u32,
+}
+
+impl Copying {
+    /// From a tensor like `from` to one like `to`; `None` if there is no way.
+    fn new(from: &CudaTensor, to: &CudaTensor, scale: f32, shift: f32) -> Option<Self> {
+        let (from, to) = (from.element(), to.element());
+        let as_it_is = from == to && (scale, shift) == (1.0, 0.0);
+        let kernel = match (as_it_is, from.float(), to.float()) {
+            (true, ..) => Kernel::CopyBytes,
+            (false, Some(from), Some(to)) => Kernel::copy(from, to),
+            _ => return None,
+        };
+        Some(Self {
+            kernel,
+            scale,
+            shift,
+            size: from.size() as u32,
+        })
+    }
+
+    /// Notes down these copies as one launch.
+    fn launch(&self, list: &mut List, copies: &[Copy]) {
+        let &Self {
+            kernel,
+            scale,
+            shift,
+            size,
+        } = self;
+        let longest = copies.iter().map(|copy| copy.2).max().unwrap_or(0);
+        if kernel == Kernel::CopyBytes {
+            let row = |&(input, out, len): &Copy| CopyBytesRow {
+                input,
+                out,
+                bytes: len * size,
+                unused: 0,
+            };
+            let rows: Vec<_> = copies.iter().map(row).collect();
+            list.launch(kernel, &rows, longest * size);
+        } else {
+            let row = |&(input, out, len): &Copy| CopyRow {
+                input,
+                out,
+                scale,
+                shift,
+                len,
+                unused: 0,
+            };
+            let rows: Vec<_> = copies.iter().map(row).collect();
+            list.launch(kernel, &rows, longest);
+        }
     }
 }
 

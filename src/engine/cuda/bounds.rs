@@ -60,13 +60,13 @@ impl<S: Default> Bounds<S> {
         &self.program
     }
 
-    /// Calls `work` with the set for inputs of the shapes `inputs`, and with what is kept of it. Its first output has the
-    /// shape `output`. Sets with different `number`s are different ones, for runs that follow each other in one frame.
+    /// Calls `work` with the set for inputs of the shapes `inputs`, and with what is kept of it. Its outputs have the shapes
+    /// `outputs`. Sets with different `number`s are different ones, for runs that follow each other in one frame.
     pub fn with<R>(
         &self,
         number: usize,
         inputs: Vec<Vec<usize>>,
-        output: &[usize],
+        outputs: &[Vec<usize>],
         work: impl FnOnce(&Arc<dyn Bound>, &mut S) -> Result<R>,
     ) -> Result<R> {
         let thread = ALIVE.with(Arc::downgrade);
@@ -78,7 +78,7 @@ impl<S: Default> Bounds<S> {
         let mut entry = match known {
             Some(index) => entries.remove(index),
             None => Entry {
-                bound: (self.program.clone()).bind(&self.cuda, &key.inputs, output)?,
+                bound: (self.program.clone()).bind(&self.cuda, &key.inputs, outputs)?,
                 state: S::default(),
                 failures: 0,
                 thread: thread.clone(),

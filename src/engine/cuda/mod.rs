@@ -4,23 +4,24 @@
 //! what is copied where before and after it, and which buffers a run has.
 
 mod bounds;
+mod contexts;
 mod model;
 mod transform;
 mod unet;
 
 use std::sync::Arc;
 
+pub use contexts::Kept;
 pub use model::CudaModel;
 pub(super) use model::Engines;
 pub(super) use transform::Transform;
 pub(super) use unet::CudaUnet;
-pub use unet::Kept;
 
 use crate::device::cuda::{Cuda, CudaTensor, Element, Work};
 use crate::error::{Error, Result};
 use crate::model::Component;
 
-/// A component's graph, made runnable on a GPU. It has one output that counts.
+/// A component's graph, or a part of it, made runnable on a GPU.
 pub trait Program: Send + Sync {
     /// Which component it is, or is a part of.
     fn component(&self) -> Component;
@@ -28,15 +29,15 @@ pub trait Program: Send + Sync {
     /// The types of its inputs, in the order in which [`bind`](Self::bind) takes them.
     fn elements(&self) -> Result<Vec<Element>>;
 
-    /// It, with memory for inputs and an output of these shapes.
+    /// It, with memory for inputs and outputs of these shapes.
     ///
     /// # Errors
-    /// [`Error::Engine`] if it cannot take such shapes, or there is no memory.
+    /// [`Error::Engine`] if it cannot take or give such shapes, or there is no memory.
     fn bind(
         self: Arc<Self>,
         cuda: &Cuda,
         inputs: &[Vec<usize>],
-        output: &[usize],
+        outputs: &[Vec<usize>],
     ) -> Result<Arc<dyn Bound>>;
 
     /// An error of this component.
@@ -50,8 +51,8 @@ pub trait Bound: Work {
     /// Its inputs, in the program's order. Written by copies that are noted down before a run.
     fn inputs(&self) -> &[CudaTensor];
 
-    /// What a run writes. The next one writes there too.
-    fn output(&self) -> &CudaTensor;
+    /// What a run writes, at least one tensor, in the program's order. The next one writes there too.
+    fn outputs(&self) -> &[CudaTensor];
 }
 
 /// How many rows a program takes at once.

@@ -1,7 +1,8 @@
 //! The components as one [`Model`] on a GPU.
 
+use super::contexts::Kept;
 use super::transform::Transform;
-use super::unet::{CudaUnet, Kept};
+use super::unet::CudaUnet;
 use crate::device::HostTensor;
 use crate::device::cuda::{Cuda, CudaTensor, Element};
 use crate::engine::onnxruntime::{Context, Geometry, Texts};
@@ -65,7 +66,7 @@ impl CudaModel {
 
     /// How much of the U-Net is computed ahead, or why nothing is, for people.
     pub fn precomputed(&self) -> &str {
-        self.engines.unet.precomputed()
+        self.engines.unet.contexts().told()
     }
 
     /// What runs it, for people: engine, version and device.
@@ -114,7 +115,7 @@ impl Model for CudaModel {
         size: (usize, usize),
         like: Option<&Context<Kept>>,
     ) -> Result<Vec<Context<Kept>>> {
-        self.engines.unet.precompute(timesteps, text, size, like)
+        (self.engines.unet.contexts()).make(timesteps, text, size, like)
     }
 
     fn encode(&self, pictures: &CudaTensor, noise: Option<&CudaTensor>) -> Result<CudaTensor> {

@@ -57,8 +57,8 @@ impl Transform {
                 false => self.rows.filled(given.len()),
             };
             let shapes = vec![[&[batch], &shape[1..]].concat()];
-            let output = [batch, row[0], row[1], row[2]];
-            let output = self.bounds.with(number, shapes, &output, |bound, ()| {
+            let output = vec![batch, row[0], row[1], row[2]];
+            let output = self.bounds.with(number, shapes, &[output], |bound, ()| {
                 let mut from: Vec<&CudaTensor> = given.iter().collect();
                 if !at_once {
                     // Filled up with the last row.
@@ -66,7 +66,7 @@ impl Transform {
                 }
                 self.cuda.copy(&from, &bound.inputs()[0], scale, shift)?;
                 self.cuda.run(bound.clone())?;
-                Ok(bound.output().clone())
+                Ok(bound.outputs()[0].clone())
             })?;
             match at_once {
                 true => outputs.push(output),

@@ -28,6 +28,6 @@ pub use model::OnnxModel;
 pub(super) use text::Texts;
 pub use unet::Context;
 #[cfg(feature = "cuda")]
-pub(super) use unet::{Ahead, parts, plan};
+pub(super) use unet::{Ahead, Valued, parts, plan};
 #[cfg(feature = "tensorrt")]
 pub use unet::{LiveInput, LivePart};

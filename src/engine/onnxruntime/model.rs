@@ -5,7 +5,7 @@ use super::library;
 use super::provider::{Provider, Providers, fusions_or_asked};
 use super::session::{Session, Values};
 use super::text::Texts;
-use super::unet::{Context, Unet, expect};
+use super::unet::{Context, Unet, Valued, expect};
 use crate::device::HostTensor;
 use crate::engine::{Denoise, Limits, Model, Telling, Text, silent};
 use crate::error::Result;
@@ -56,6 +56,7 @@ impl OnnxModel {
     ) -> Result<Self> {
         let on = Providers {
             texts: Provider::Cpu,
+            contexts: Provider::Cpu,
             frames: Provider::Cpu,
             fusions,
         };
@@ -113,9 +114,11 @@ impl Model for OnnxModel {
         size: (usize, usize),
         like: Option<&Context>,
     ) -> Result<Vec<Context>> {
-        self.unet
-            .ahead
-            .precompute(timesteps, text, size, like, |_, tensor| Ok(tensor))
+        let ahead = &self.unet.ahead;
+        let compute = |value: &Valued| ahead.compute(value);
+        let keep =
+            |tensors: Vec<(usize, HostTensor)>| Ok(tensors.into_iter().map(|t| t.1).collect());
+        ahead.precompute(timesteps, text, size, like, compute, keep)
     }
 
     fn encode(&self, pictures: &HostTensor, noise: Option<&HostTensor>) -> Result<HostTensor> {

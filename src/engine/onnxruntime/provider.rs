@@ -18,8 +18,10 @@ pub(super) enum Provider {
 
 /// What the sessions of a model run on.
 pub(super) struct Providers {
-    /// Those that run when a prompt or the steps change, on the prompt's thread, with tensors in main memory.
+    /// Text encoders, which run on the prompt's thread, with tensors in main memory.
     pub texts: Provider,
+    /// What of the U-Net runs when a prompt or the steps change.
+    pub contexts: Provider,
     /// Those that run for every frame.
     pub frames: Provider,
     /// What is made faster in the graphs of the latter; `None` if they run as they were exported.
@@ -56,6 +58,24 @@ impl Provider {
             Self::Cpu => Self::Cpu,
             #[cfg(feature = "cuda")]
             Self::Cuda(provider) => Self::Cuda(provider.for_session()),
+        }
+    }
+
+    /// Keeps others from the stream that sessions run on, where that is others' too, as long as it is held.
+    #[cfg(feature = "cuda")]
+    pub fn alone(&self) -> Option<parking_lot::MutexGuard<'_, ()>> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(provider) => provider.alone(),
+        }
+    }
+
+    /// Whether sessions run in the order of what the device computes.
+    #[cfg(feature = "cuda")]
+    pub fn is_on_stream(&self) -> bool {
+        match self {
+            Self::Cpu => false,
+            Self::Cuda(provider) => provider.is_on_stream(),
         }
     }
 

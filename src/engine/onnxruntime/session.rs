@@ -201,6 +201,9 @@ impl Session {
                     })?,
             ));
         }
+        // Before the session, which who has the stream may be about to run.
+        #[cfg(feature = "cuda")]
+        let _alone = self.provider.alone();
         let mut session = self.lock();
         let found = session.run(values).map_err(failed)?;
         self.outputs

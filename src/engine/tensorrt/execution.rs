@@ -303,15 +303,15 @@ impl Program for Executable {
         self: Arc<Self>,
         _: &Cuda,
         inputs: &[Vec<usize>],
-        output: &[usize],
+        outputs: &[Vec<usize>],
     ) -> Result<Arc<dyn cuda::Bound>> {
         let bound = Executable::bind(&self, inputs)?;
-        match bound.outputs().get(self.output) {
-            Some(found) if found.shape() == output => Ok(bound),
-            found => Err(Program::error(
+        match (bound.outputs().get(self.output), outputs) {
+            (Some(found), [wanted]) if found.shape() == wanted => Ok(bound),
+            (found, _) => Err(Program::error(
                 &*self,
                 format!(
-                    "gives a tensor of shape {:?}, expected {output:?}",
+                    "gives a tensor of shape {:?}, expected {outputs:?}",
                     found.map(CudaTensor::shape)
                 ),
             )),
@@ -324,8 +324,8 @@ impl cuda::Bound for Bound {
         &self.inputs
     }
 
-    fn output(&self) -> &CudaTensor {
-        &self.outputs[self.executable.output]
+    fn outputs(&self) -> &[CudaTensor] {
+        std::slice::from_ref(&self.outputs[self.executable.output])
     }
 }
 

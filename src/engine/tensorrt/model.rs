@@ -41,7 +41,7 @@ pub fn open(
     // The U-Net first, as it needs the most memory; the bytes of each go before those of the next come.
     tell(Component::Unet)?;
     let (unet, rows) = program(cache, unet, cuda, folder.unet(), &inputs, "rows")?;
-    let unet = CudaUnet::new(&unet, ahead, sample, cuda, rows);
+    let unet = CudaUnet::new(folder, &unet, ahead, sample, cuda, rows)?;
     let transform = |key: &Key, file: &ComponentFile| {
         let input = file.input(Role::Sample).map(|port| port.name.clone());
         let inputs: Vec<_> = input.into_iter().collect();

@@ -29,7 +29,7 @@ struct Bound {
     session: Arc<Session>,
     cuda: Cuda,
     inputs: Vec<CudaTensor>,
-    output: CudaTensor,
+    outputs: Vec<CudaTensor>,
     /// For runs that wait for the GPU, and for those that do not.
     options: [RunOptions; 2],
     runs: AtomicU64,
@@ -40,10 +40,9 @@ impl Bound {
         cuda: &Cuda,
         session: &Arc<Session>,
         inputs: &[Vec<usize>],
-        output: &[usize],
+        outputs: &[Vec<usize>],
     ) -> Result<Self> {
-        let port = &session.outputs()[0];
-        let memory = |port: &Port, shape: &[usize]| {
+        let tensor = |(port, shape): (&Port, &Vec<usize>)| {
             if !takes(port, shape) {
                 return Err(
                     session.error(format!("its tensor {port} cannot have the shape {shape:?}"))
@@ -51,22 +50,20 @@ impl Bound {
             }
             cuda.empty(shape, element(session, port)?)
         };
-        let ports = session.inputs();
-        let inputs = (ports.iter().zip(inputs))
-            .map(|(port, shape)| memory(port, shape))
-            .collect::<Result<Vec<_>>>()?;
-        let output = memory(port, output)?;
-        let slots = ports.iter().zip(&inputs);
-        let slots: Vec<_> = slots.map(|(port, tensor)| slot(port, tensor)).collect();
+        let memory = |ports: &[Port], shapes: &[Vec<usize>]| {
+            let pairs = ports.iter().zip(shapes);
+            pairs.map(tensor).collect::<Result<Vec<_>>>()
+        };
+        let inputs = memory(session.inputs(), inputs)?;
+        let outputs = memory(session.outputs(), outputs)?;
         let failed = |e| failed(session, &e);
         // SAFETY: the tensors and the session are fields of the same struct as the binding, dropped after it.
         let binding = unsafe {
-            let outputs = [slot(port, &output)];
             Binding::new(
                 &session.lock(),
                 &kind(session).map_err(failed)?,
-                &slots,
-                &outputs,
+                &slots(session.inputs(), &inputs),
+                &slots(session.outputs(), &outputs),
             )
         };
         Ok(Self {
@@ -74,7 +71,7 @@ impl Bound {
             session: session.clone(),
             cuda: cuda.clone(),
             inputs,
-            output,
+            outputs,
             options: options(session).map_err(failed)?,
             runs: AtomicU64::new(0),
         })
@@ -111,9 +108,9 @@ impl Program for Session {
         self: Arc<Self>,
         cuda: &Cuda,
         inputs: &[Vec<usize>],
-        output: &[usize],
+        outputs: &[Vec<usize>],
     ) -> Result<Arc<dyn cuda::Bound>> {
-        Ok(Arc::new(Bound::new(cuda, &self, inputs, output)?))
+        Ok(Arc::new(Bound::new(cuda, &self, inputs, outputs)?))
     }
 }
 
@@ -122,8 +119,8 @@ impl cuda::Bound for Bound {
         &self.inputs
     }
 
-    fn output(&self) -> &CudaTensor {
-        &self.output
+    fn outputs(&self) -> &[CudaTensor] {
+        &self.outputs
     }
 }
 
@@ -196,14 +193,16 @@ fn element(session: &Session, port: &Port) -> Result<Element> {
     })
 }
 
-fn slot<'a>(port: &'a Port, tensor: &'a CudaTensor) -> Slot<'a> {
-    Slot {
+/// What ports are bound to, where these tensors are for them.
+fn slots<'a>(ports: &'a [Port], tensors: &'a [CudaTensor]) -> Vec<Slot<'a>> {
+    let slot = |(port, tensor): (&'a Port, &'a CudaTensor)| Slot {
         name: &port.name,
         element: port.dtype.number(),
         shape: tensor.shape(),
         address: tensor.pointer(),
         bytes: tensor.bytes(),
-    }
+    };
+    ports.iter().zip(tensors).map(slot).collect()
 }
 
 fn kind(session: &Session) -> ort::Result<MemoryInfo<'static>> {

@@ -58,6 +58,7 @@ fn load(
     let graphs = Graphs::of(runtime);
     let on = Providers {
         texts: Provider::Cuda(CudaProvider::of_texts(cuda)),
+        contexts: Provider::Cuda(CudaProvider::of_contexts(cuda, graphs)),
         frames: Provider::Cuda(CudaProvider::of_frames(cuda, graphs)),
         fusions,
     };
@@ -91,7 +92,14 @@ fn load(
     };
     let live: Arc<dyn Program> = live;
     let engines = Engines {
-        unet: CudaUnet::new(&live, ahead, sample, cuda, RowRange::of_graph(batch)),
+        unet: CudaUnet::new(
+            folder,
+            &live,
+            ahead,
+            sample,
+            cuda,
+            RowRange::of_graph(batch),
+        )?,
         vae_encoder: transform(vae_encoder, folder.vae_encoder()),
         vae_decoder: transform(vae_decoder, folder.vae_decoder()),
         built: None,

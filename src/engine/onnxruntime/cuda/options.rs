@@ -11,6 +11,7 @@ use ort::ep::{ArenaExtendStrategy, CUDA, ExecutionProvider};
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
+use parking_lot::MutexGuard;
 
 use crate::device::cuda::Cuda;
 use crate::engine::onnxruntime::library::Runtime;
@@ -89,7 +90,7 @@ pub struct CudaProvider {
 }
 
 impl CudaProvider {
-    /// For what runs on the prompt's thread.
+    /// For what runs beside frames, on the prompt's thread.
     pub fn of_texts(cuda: &Cuda) -> Self {
         Self {
             cuda: cuda.clone(),
@@ -99,13 +100,22 @@ impl CudaProvider {
         }
     }
 
-    /// For what runs for every frame.
+    /// For what runs in the order of what the device computes, that is all that a frame needs.
     pub fn of_frames(cuda: &Cuda, graphs: Graphs) -> Self {
         Self {
             cuda: cuda.clone(),
             on_stream: true,
             graphs,
             copies: Arc::default(),
+        }
+    }
+
+    /// For what a frame needs and only a new prompt or new steps change.
+    pub fn of_contexts(cuda: &Cuda, graphs: Graphs) -> Self {
+        match graphs {
+            // Such sessions run at fixed addresses only.
+            Graphs::Session => Self::of_texts(cuda),
+            _ => Self::of_frames(cuda, graphs),
         }
     }
 
@@ -120,6 +130,16 @@ impl CudaProvider {
     /// Whether the session's graph moves tensors between the GPU and main memory; known once the session is made.
     pub fn copies(&self) -> bool {
         self.copies.load(Ordering::Relaxed)
+    }
+
+    /// Keeps others from the stream that a session runs on which is not noted down there, as long as it is held.
+    pub fn alone(&self) -> Option<MutexGuard<'_, ()>> {
+        self.on_stream.then(|| self.cuda.exclusive())
+    }
+
+    /// Whether it runs on the device's stream.
+    pub fn is_on_stream(&self) -> bool {
+        self.on_stream
     }
 
     /// The GPU's number.

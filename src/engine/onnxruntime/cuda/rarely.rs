@@ -1,6 +1,6 @@
 //! What ONNX Runtime does for a model whose frames another engine runs.
 
-use super::options::{self, CudaProvider};
+use super::options::{self, CudaProvider, Graphs};
 use crate::device::cuda::Cuda;
 use crate::engine::Telling;
 use crate::engine::onnxruntime::library;
@@ -33,13 +33,16 @@ impl Rarely {
     /// if the U-Net cannot be cut in two and is to be.
     pub fn open(folder: &ModelFolder, cuda: &Cuda, live: bool, tell: Telling<'_>) -> Result<Self> {
         let runtime = library::runtime()?;
-        let provider = match options::check(runtime) {
-            Ok(()) => Provider::Cuda(CudaProvider::of_texts(cuda)),
-            Err(_) => Provider::Cpu,
+        let (texts, contexts) = match options::check(runtime) {
+            Ok(()) => (
+                Provider::Cuda(CudaProvider::of_texts(cuda)),
+                Provider::Cuda(CudaProvider::of_contexts(cuda, Graphs::of(runtime))),
+            ),
+            Err(_) => (Provider::Cpu, Provider::Cpu),
         };
-        let (ahead, inputs, sample) = Ahead::open(folder, live, &provider)?;
+        let (ahead, inputs, sample) = Ahead::open(folder, live, &contexts)?;
         Ok(Self {
-            texts: Texts::open(folder, &provider, tell)?,
+            texts: Texts::open(folder, &texts, tell)?,
             ahead,
             inputs,
             sample,

@@ -9,11 +9,22 @@ use crate::model::{ComponentFile, ModelFolder, Role, SIZE_IDS};
 /// for latent consistency models.
 const GUIDANCE_EMBEDDING: f64 = 8.5;
 
+/// The timesteps that a graph is tried with.
+pub const TRIED: [u32; 2] = [801, 40];
+
 /// A U-Net's inputs and what their values follow from.
 pub struct Given {
     file: ComponentFile,
     latent_scale: usize,
     guidance_embedding: f64,
+}
+
+/// Two rows that nobody asked for.
+pub struct MadeUp {
+    timesteps: [u32; 2],
+    texts: [Text<HostTensor>; 2],
+    /// Height and width of latents.
+    size: (usize, usize),
 }
 
 impl Given {
@@ -77,8 +88,24 @@ impl Given {
         })
     }
 
+    /// Two made-up rows, to try the graph with; `None` where it does not tell how wide the text embedding is.
+    pub fn made_up(&self, folder: &ModelFolder) -> Option<MadeUp> {
+        let length = folder.text_encoders()[0].tokenizer.length();
+        let side = folder.multiple();
+        let (width, height) = folder.fixed_size().unwrap_or((side, side));
+        let scale = folder.latent_scale();
+        Some(MadeUp {
+            timesteps: match self.one_timestep() {
+                true => [TRIED[0]; 2],
+                false => TRIED,
+            },
+            texts: self.two_texts(length)?,
+            size: (height.div_ceil(scale), width.div_ceil(scale)),
+        })
+    }
+
     /// Whether all rows of a call have one timestep.
-    pub fn one_timestep(&self) -> bool {
+    fn one_timestep(&self) -> bool {
         let port = self.file.input(Role::Timestep);
         port.is_none_or(|port| port.rank() == 0 || port.fixed(0) == Some(1))
     }
@@ -103,6 +130,13 @@ impl Given {
                 pooled: pooled.map(|shape| waves(&shape)),
             }
         }))
+    }
+}
+
+impl MadeUp {
+    /// What the graph is given for `role` of this row, 0 or 1.
+    pub fn value(&self, given: &Given, role: Role, row: usize) -> Result<HostTensor> {
+        given.value(role, self.timesteps[row], &self.texts[row], self.size)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The live part of a U-Net as a graph with known inputs, for another engine to run. The slow part stays here.
 
-use super::given::Given;
-use super::parts::{Cut, Rows, Source, TRIED};
+use super::given::{Given, TRIED};
+use super::parts::{Cut, Rows, Source};
 use crate::device::HostTensor;
 use crate::engine::onnxruntime::library;
 use crate::engine::onnxruntime::provider::Provider;

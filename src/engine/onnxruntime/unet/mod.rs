@@ -47,6 +47,13 @@ pub(super) struct Unet {
     pub(super) told: Told,
 }
 
+/// What a row is given for a role.
+pub(in crate::engine) type Valued<'a> = dyn Fn(Role) -> Result<HostTensor> + 'a;
+
+/// The slow part on the device's stream, and the role of each of its inputs.
+#[cfg(feature = "cuda")]
+pub(in crate::engine) type SlowProgram<'a> = (Arc<dyn crate::engine::cuda::Program>, &'a [Role]);
+
 /// One frame at one step.
 struct Unit<'a> {
     sample: &'a [f32],
@@ -202,36 +209,78 @@ impl Ahead {
         Ok((ahead, names, 0))
     }
 
-    /// See [`Model::precompute`](crate::engine::Model::precompute). `keep` puts what was computed for an input of the live
-    /// part, given by number, where the device wants it.
-    pub fn precompute<V>(
+    /// The slow part as a program on the device's compute stream, and the role of each of its inputs; why it only runs beside
+    /// that stream, if so. `None` if there is no such part.
+    #[cfg(feature = "cuda")]
+    pub fn program(&self) -> std::result::Result<Option<SlowProgram<'_>>, String> {
+        let Some(slow) = &self.slow else {
+            return Ok(None);
+        };
+        let common = |feed: &&Feed| {
+            matches!(feed.source, Source::Computed(_)) && feed.rows == parts::Rows::Common
+        };
+        if self.feeds.iter().any(|feed| common(&feed)) {
+            return Err("rows must have a tensor of it in common".into());
+        }
+        slow.program().map(Some)
+    }
+
+    /// Two made-up rows, to try the slow part with.
+    #[cfg(feature = "cuda")]
+    pub fn made_up(&self, folder: &ModelFolder) -> Option<[Box<Valued<'_>>; 2]> {
+        let made_up = Arc::new(self.given.made_up(folder)?);
+        Some([0, 1].map(|row| {
+            let made_up = made_up.clone();
+            Box::new(move |role| made_up.value(&self.given, role, row)) as Box<Valued<'_>>
+        }))
+    }
+
+    /// What the slow part gives in main memory for a row that is given `value`; nothing where there is no such part.
+    pub fn compute(&self, value: &Valued) -> Result<Vec<HostTensor>> {
+        (self.slow.as_ref()).map_or(Ok(Vec::new()), |slow| slow.run(value))
+    }
+
+    /// See [`Model::precompute`](crate::engine::Model::precompute). `compute` runs the slow part for a row that is given a
+    /// value for each role. `keep` puts tensors where the device wants them: those of one context, each with the number of
+    /// the input of the live part that it is for; all of them before the slow part is run again.
+    pub fn precompute<V, C: From<HostTensor>>(
         &self,
         timesteps: &[u32],
         text: &Text<HostTensor>,
         size: (usize, usize),
         like: Option<&Context<V>>,
-        keep: impl Fn(usize, HostTensor) -> Result<V>,
+        compute: impl Fn(&Valued) -> Result<Vec<C>>,
+        keep: impl Fn(Vec<(usize, C)>) -> Result<Vec<V>>,
     ) -> Result<Vec<Context<V>>> {
         let mut contexts: Vec<Context<V>> = Vec::with_capacity(timesteps.len());
         for timestep in timesteps {
             let value = |role| self.given.value(role, *timestep, text, size);
-            let mut computed = match &self.slow {
-                Some(slow) => slow.run(value)?,
-                None => Vec::new(),
-            };
+            let mut computed: Vec<_> = compute(&value)?.into_iter().map(Some).collect();
             let like = like.or(contexts.first());
-            let tensors = self.feeds.iter().enumerate().map(|(i, feed)| {
-                let tensor = match (like, feed.source) {
-                    (Some(like), _) if !feed.of_timestep => return Ok(like.0[i].clone()),
-                    (_, Source::Given(role)) => value(role)?,
-                    (_, Source::Computed(output)) => {
-                        std::mem::replace(&mut computed[output], HostTensor::new(&[0], Vec::new()))
-                    }
-                };
-                Ok(Arc::new(keep(i, tensor)?))
-            });
-            let context = Context(tensors.collect::<Result<_>>()?);
-            contexts.push(context);
+            let (mut shared, mut new) = (Vec::with_capacity(self.feeds.len()), Vec::new());
+            for (i, feed) in self.feeds.iter().enumerate() {
+                let same = like.filter(|_| !feed.of_timestep);
+                shared.push(same.map(|like| like.0[i].clone()));
+                if same.is_none() {
+                    new.push((
+                        i,
+                        match feed.source {
+                            Source::Given(role) => value(role)?.into(),
+                            Source::Computed(output) => (computed.get_mut(output))
+                                .and_then(Option::take)
+                                .ok_or_else(|| self.given.error("its parts do not fit together"))?,
+                        },
+                    ));
+                }
+            }
+            let mut kept = keep(new)?.into_iter().map(Arc::new);
+            let tensors = shared
+                .into_iter()
+                .map(|shared| shared.or_else(|| kept.next()));
+            let tensors = tensors.collect::<Option<_>>();
+            contexts.push(Context(tensors.ok_or_else(|| {
+                self.given.error("fewer tensors were kept than it takes")
+            })?));
         }
         Ok(contexts)
     }

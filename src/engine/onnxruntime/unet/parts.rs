@@ -10,8 +10,6 @@ use crate::engine::onnxruntime::session::{Input, Session, Values};
 use crate::error::{Error, Result};
 use crate::model::{Boundary, ComponentFile, Fused, ModelFolder, Port, Role, Split, TensorType};
 
-/// The timesteps that the slow part is tried with.
-pub const TRIED: [u32; 2] = [801, 40];
 /// How far a row in a batch may be from the same row alone, as a share of the largest value: sums in f16 differ by that.
 const TOLERANCE: f32 = 1e-2;
 
@@ -43,7 +41,7 @@ pub(super) struct Cut {
 
 /// The part of a U-Net that does not depend on the latent.
 pub struct Slow {
-    session: Session,
+    session: Arc<Session>,
     /// The role of each of its inputs.
     roles: Vec<Role>,
     /// The batch that it takes one row of.
@@ -135,7 +133,7 @@ impl Parts {
     ) -> Attempt<Self> {
         let file = folder.unet();
         let told = fused.as_ref().map(Told::of);
-        let cut = Cut::open(folder, given, fused, &providers.texts)?;
+        let cut = Cut::open(folder, given, fused, &providers.contexts)?;
         let name = file.input(Role::Sample).map_or("", |port| &port.name);
         let others = cut.split.boundary().iter().map(|b| b.name.as_str());
         let inputs: Vec<&str> = [name].into_iter().chain(others).collect();
@@ -251,7 +249,7 @@ impl Slow {
         };
         Self {
             roles: session.inputs().iter().filter_map(role).collect(),
-            session,
+            session: Arc::new(session),
             rows: file.batch().unwrap_or(1),
         }
     }
@@ -260,6 +258,18 @@ impl Slow {
     #[cfg(feature = "tensorrt")]
     pub fn outputs(&self) -> &[Port] {
         self.session.outputs()
+    }
+
+    /// It as a program on the device's compute stream, and the role of each of its inputs; why it is none, if so.
+    #[cfg(feature = "cuda")]
+    pub fn program(&self) -> std::result::Result<super::SlowProgram<'_>, String> {
+        if !self.session.provider().is_on_stream() {
+            return Err("ONNX Runtime runs it beside the GPU's frames".into());
+        }
+        if self.rows != 1 {
+            return Err(format!("its graph takes {} rows", self.rows));
+        }
+        Ok((self.session.clone(), &self.roles))
     }
 
     /// Its outputs for one row; `value` tells what the row is given for a role.
@@ -276,21 +286,9 @@ impl Slow {
         given: &Given,
     ) -> std::result::Result<(Vec<Vec<usize>>, Vec<bool>), String> {
         let said = |e: Error| e.to_string();
-        let length = folder.text_encoders()[0].tokenizer.length();
-        let texts = given.two_texts(length);
-        let texts = texts.ok_or("the graph does not tell how wide the text embedding is")?;
-        let side = folder.multiple();
-        let (width, height) = folder.fixed_size().unwrap_or((side, side));
-        let scale = folder.latent_scale();
-        let size = (height.div_ceil(scale), width.div_ceil(scale));
-        let timesteps = match given.one_timestep() {
-            true => [TRIED[0]; 2],
-            false => TRIED,
-        };
-        let value = |role, row: usize| {
-            let row = row.min(1);
-            given.value(role, timesteps[row], &texts[row], size)
-        };
+        let made_up = given.made_up(folder);
+        let made_up = made_up.ok_or("the graph does not tell how wide the text embedding is")?;
+        let value = |role, row: usize| made_up.value(given, role, row.min(1));
         let first = self.run(|role| value(role, 0)).map_err(said)?;
         let second = self.run(|role| value(role, 1)).map_err(said)?;
         // The first row, then as many of the second as the batch has room for.
@@ -375,7 +373,7 @@ fn stacked(first: &HostTensor, other: &HostTensor, rows: usize) -> Option<HostTe
 }
 
 /// Whether two tensors are the same but for the order of sums.
-fn close(a: &HostTensor, b: &HostTensor) -> bool {
+pub fn close(a: &HostTensor, b: &HostTensor) -> bool {
     let largest = a.data().iter().fold(0f32, |most, x| most.max(x.abs()));
     let pairs = a.data().iter().zip(b.data());
     // Not "no pair differs more": that would take NaN for equal.
