@@ -3,9 +3,13 @@
 use std::fmt;
 
 use super::provider::Provider;
-use super::session::Session;
+use super::session::{Session, Values};
+use crate::device::HostTensor;
 use crate::error::Result;
-use crate::model::{ComponentFile, Counts, Fused, Fusions};
+use crate::model::{ComponentFile, Counts, Fused, Fusions, ModelFolder};
+
+/// Pixels along a side where the model does not say.
+const SIZE: usize = 512;
 
 /// What could not be had is told by its reason, and had in another way.
 pub(super) type Attempt<T> = std::result::Result<T, String>;
@@ -92,15 +96,24 @@ pub(super) fn fused(file: &ComponentFile, fusions: Fusions) -> Attempt<Fused> {
     fused.ok_or_else(|| "nothing in the graph could be told for sure".into())
 }
 
-/// Loads the graph of `file` in one piece, with these fusions as far as they can be had.
+/// Loads the graph of `file` in one piece, with these fusions as far as they can be had. On a GPU they are tried with what
+/// `call` makes up for the session.
 pub(super) fn open(
     file: &ComponentFile,
     fusions: Option<Fusions>,
     provider: &Provider,
+    call: impl Fn(&Session) -> Attempt<Vec<HostTensor>>,
 ) -> Result<(Session, Told)> {
+    let load = |fused: Fused| {
+        let (session, told) = load(file, &fused, provider)?;
+        if provider.is_on_stream() {
+            try_out(&session, || call(&session))?;
+        }
+        Ok((session, told))
+    };
     let mut why = None;
     for fusions in attempts(fusions) {
-        match fused(file, fusions).and_then(|fused| load(file, &fused, provider)) {
+        match fused(file, fusions).and_then(load) {
             Ok((session, told)) => return Ok((session, told.less(file, why))),
             // What was wanted most is told.
             Err(said) => why = why.or(Some(said)),
@@ -109,6 +122,43 @@ pub(super) fn open(
     // Whatever is wrong with it comes out here.
     let session = Session::open(file, provider)?;
     Ok((session, Told::default().less(file, why)))
+}
+
+/// Runs a session with fused operators once, on what `call` makes up: a GPU may have an operator for some sizes only, or none
+/// that works, and while frames come nothing takes its place any more.
+pub(super) fn try_out(
+    session: &Session,
+    call: impl FnOnce() -> Attempt<Vec<HostTensor>>,
+) -> Attempt<()> {
+    let call = call()?;
+    let inputs: Vec<_> = (call.iter())
+        .map(|tensor| (tensor.shape(), Values::Floats(tensor.data())))
+        .collect();
+    let output = session.run_one(&inputs).map_err(|e| e.to_string())?;
+    match output.data().iter().all(|x| x.is_finite()) {
+        true => Ok(()),
+        false => Err("it gave what is no number when it was tried".into()),
+    }
+}
+
+/// Width and height in pixels that the model of `folder` is usually run with.
+pub(super) fn typical_size(folder: &ModelFolder) -> (usize, usize) {
+    let defaults = &folder.manifest().defaults;
+    let side = defaults.size.unwrap_or(SIZE);
+    let rounded = |pixels: usize| {
+        let multiple = folder.multiple().max(1);
+        (pixels / multiple).max(1) * multiple
+    };
+    folder.fixed_size().unwrap_or((
+        rounded(defaults.width.unwrap_or(side)),
+        rounded(defaults.height.unwrap_or(side)),
+    ))
+}
+
+/// A tensor of made-up values in [-1, 1].
+pub(super) fn waves(shape: &[usize]) -> HostTensor {
+    let values = (0..shape.iter().product()).map(|i| (0.7 * i as f32).sin());
+    HostTensor::new(shape, values.collect())
 }
 
 fn load(file: &ComponentFile, fused: &Fused, provider: &Provider) -> Attempt<(Session, Told)> {
@@ -126,6 +176,8 @@ fn load(file: &ComponentFile, fused: &Fused, provider: &Provider) -> Attempt<(Se
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -150,6 +202,32 @@ mod tests {
             counts(30, 66).and(counts(0, 1)).and(why).to_string(),
             ", 30 of 64 attentions fused, 67 of 132 convolutions with channels last, vae_decoder not as fast as it could be: it is so"
         );
+    }
+
+    #[test]
+    fn a_graph_that_does_not_work_is_not_taken() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/sd2");
+        let folder = ModelFolder::open(&folder).unwrap();
+        let (width, height) = typical_size(&folder);
+        assert!(width.is_multiple_of(folder.multiple()) && height >= folder.multiple());
+        let encoder = Session::open(folder.vae_encoder(), &Provider::Cpu).unwrap();
+        let tried = |tensor: HostTensor| try_out(&encoder, || Ok(vec![tensor]));
+        let pictures = waves(&[2, 3, 64, 64]);
+        assert_eq!(tried(pictures.clone()), Ok(()));
+        let largest = pictures
+            .data()
+            .iter()
+            .fold(0f32, |most, x| most.max(x.abs()));
+        assert!(largest > 0.9 && largest <= 1.0);
+        // One value that is no number spreads.
+        let mut spoilt = pictures;
+        spoilt.data_mut()[7] = f32::NAN;
+        let why = tried(spoilt).unwrap_err();
+        assert!(why.contains("no number"), "{why}");
+        let why = tried(waves(&[2, 4, 64, 64])).unwrap_err();
+        assert!(why.contains("vae_encoder"), "{why}");
+        let why = try_out(&encoder, || Err("nobody knows".into()));
+        assert_eq!(why, Err("nobody knows".into()));
     }
 
     #[test]

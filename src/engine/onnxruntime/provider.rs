@@ -71,10 +71,10 @@ impl Provider {
     }
 
     /// Whether sessions run in the order of what the device computes.
-    #[cfg(feature = "cuda")]
     pub fn is_on_stream(&self) -> bool {
         match self {
             Self::Cpu => false,
+            #[cfg(feature = "cuda")]
             Self::Cuda(provider) => provider.is_on_stream(),
         }
     }

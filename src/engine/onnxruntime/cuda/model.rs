@@ -76,14 +76,19 @@ fn load(
         attention: false,
         ..fusions
     });
-    let session = |file: &ComponentFile| {
-        let (session, told) = fusing::open(file, fusions, &on.frames)?;
+    let (width, height) = fusing::typical_size(folder);
+    let session = |file: &ComponentFile, channels: usize, scale: usize| {
+        let rows = file.batch().unwrap_or(1);
+        let shape = [rows, channels, height / scale, width / scale];
+        let call = |_: &Session| Ok(vec![fusing::waves(&shape)]);
+        let (session, told) = fusing::open(file, fusions, &on.frames, call)?;
         Ok((Arc::new(session), told))
     };
     tell(Component::VaeEncoder)?;
-    let (vae_encoder, of_encoder) = session(folder.vae_encoder())?;
+    let (vae_encoder, of_encoder) = session(folder.vae_encoder(), 3, 1)?;
     tell(Component::VaeDecoder)?;
-    let (vae_decoder, of_decoder) = session(folder.vae_decoder())?;
+    let (channels, scale) = (folder.latent_channels(), folder.latent_scale());
+    let (vae_decoder, of_decoder) = session(folder.vae_decoder(), channels, scale)?;
     let faster = told.and(of_encoder).and(of_decoder);
     let launched = launched(graphs, [&vae_encoder, &live, &vae_decoder]);
     let transform = |session: Arc<Session>, file: &ComponentFile| {

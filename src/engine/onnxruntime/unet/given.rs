@@ -88,20 +88,26 @@ impl Given {
         })
     }
 
-    /// Two made-up rows, to try the graph with; `None` where it does not tell how wide the text embedding is.
-    pub fn made_up(&self, folder: &ModelFolder) -> Option<MadeUp> {
+    /// Two made-up rows for latents of `size` (height, width), to try the graph with; `None` where it does not tell how wide
+    /// the text embedding is.
+    pub fn made_up(&self, folder: &ModelFolder, size: (usize, usize)) -> Option<MadeUp> {
         let length = folder.text_encoders()[0].tokenizer.length();
-        let side = folder.multiple();
-        let (width, height) = folder.fixed_size().unwrap_or((side, side));
-        let scale = folder.latent_scale();
         Some(MadeUp {
             timesteps: match self.one_timestep() {
                 true => [TRIED[0]; 2],
                 false => TRIED,
             },
             texts: self.two_texts(length)?,
-            size: (height.div_ceil(scale), width.div_ceil(scale)),
+            size,
         })
+    }
+
+    /// The same for the smallest latents.
+    pub fn smallest(&self, folder: &ModelFolder) -> Option<MadeUp> {
+        let side = folder.multiple();
+        let (width, height) = folder.fixed_size().unwrap_or((side, side));
+        let scale = folder.latent_scale();
+        self.made_up(folder, (height.div_ceil(scale), width.div_ceil(scale)))
     }
 
     /// Whether all rows of a call have one timestep.

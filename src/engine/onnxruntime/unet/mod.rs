@@ -5,6 +5,7 @@ mod given;
 mod live;
 pub(in crate::engine) mod parts;
 pub(in crate::engine) mod plan;
+mod trial;
 
 use std::sync::Arc;
 
@@ -228,7 +229,7 @@ impl Ahead {
     /// Two made-up rows, to try the slow part with.
     #[cfg(feature = "cuda")]
     pub fn made_up(&self, folder: &ModelFolder) -> Option<[Box<Valued<'_>>; 2]> {
-        let made_up = Arc::new(self.given.made_up(folder)?);
+        let made_up = Arc::new(self.given.smallest(folder)?);
         Some([0, 1].map(|row| {
             let made_up = made_up.clone();
             Box::new(move |role| made_up.value(&self.given, role, row)) as Box<Valued<'_>>

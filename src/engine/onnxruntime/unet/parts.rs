@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::given::Given;
+use super::trial;
 use crate::device::HostTensor;
 use crate::engine::onnxruntime::fusing::{self, Attempt, Told};
 use crate::engine::onnxruntime::provider::{Provider, Providers};
@@ -105,15 +106,17 @@ impl Parts {
                 Err(said) => whole = said,
             }
         }
-        let (live, told) = fusing::open(file, providers.fusions, &providers.frames)?;
         let others = file.inputs.iter().filter(|(role, _)| *role != Role::Sample);
+        let feeds: Vec<_> = others
+            .map(|(role, port)| Feed::given(*role, port))
+            .collect();
+        let call = |live: &Session| trial::call(folder, given, live, &feeds, None);
+        let (live, told) = fusing::open(file, providers.fusions, &providers.frames, call)?;
         Ok(Self {
             precomputed: format!("nothing: {whole}"),
             slow: None,
             live: Arc::new(live),
-            feeds: others
-                .map(|(role, port)| Feed::given(*role, port))
-                .collect(),
+            feeds,
             told,
         })
     }
@@ -133,6 +136,7 @@ impl Parts {
     ) -> Attempt<Self> {
         let file = folder.unet();
         let told = fused.as_ref().map(Told::of);
+        let tried = fused.is_some() && providers.frames.is_on_stream();
         let cut = Cut::open(folder, given, fused, &providers.contexts)?;
         let name = file.input(Role::Sample).map_or("", |port| &port.name);
         let others = cut.split.boundary().iter().map(|b| b.name.as_str());
@@ -141,6 +145,11 @@ impl Parts {
         let live = (cut.split.fast(&cut.types))
             .and_then(|bytes| Session::from_memory(file, &bytes, &inputs, &outputs, on))
             .map_err(|e| e.to_string())?;
+        if tried {
+            fusing::try_out(&live, || {
+                trial::call(folder, given, &live, &cut.feeds, Some(&cut.slow))
+            })?;
+        }
         Ok(Self {
             precomputed: cut.told(),
             feeds: cut.feeds,
@@ -286,7 +295,7 @@ impl Slow {
         given: &Given,
     ) -> std::result::Result<(Vec<Vec<usize>>, Vec<bool>), String> {
         let said = |e: Error| e.to_string();
-        let made_up = given.made_up(folder);
+        let made_up = given.smallest(folder);
         let made_up = made_up.ok_or("the graph does not tell how wide the text embedding is")?;
         let value = |role, row: usize| made_up.value(given, role, row.min(1));
         let first = self.run(|role| value(role, 0)).map_err(said)?;
