@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
-// Enough of CUDA C++ for the kernels of this project to be compiled for the CPU, and tested there: see run.cpp.
+// Enough of CUDA C++ for the kernels of this project to be compiled for the CPU, and tested there: see launch.h.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-//! The kernels on the CPU: `kernels/host/run.cpp`, built with the system's C++ compiler.
+//! The kernels on the CPU: `kernels/host`, built with the system's C++ compiler.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -41,13 +41,14 @@ impl Host {
         fs::write(&source, SOURCE).unwrap();
         let program = folder().join(format!("kernels-{name}"));
         let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+        let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host");
         let output = Command::new(&compiler)
             .args(["-std=c++17", "-Wall", "-Wextra", "-Werror"])
             // nvcc's pragmas; and vectors of 16 bytes are read where other types were written.
             .args(["-Wno-unknown-pragmas", "-fno-strict-aliasing"])
             .args(flags)
             .arg(format!("-DKERNELS=\"{}\"", source.display()))
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/run.cpp"))
+            .args(["run.cpp", "launch.cpp", "threads.cpp"].map(|file| host.join(file)))
             .arg("-o")
             .arg(&program)
             .output()
