@@ -1,6 +1,16 @@
-//! The CUDA device does what the host device does, in f16. Needs a GPU: `cargo test --test cuda_device -- --ignored`.
+//! The CUDA device does what the host device does, in f16: on the stand-in that computes, and on a GPU
+//! (`cargo test --test cuda_device -- --ignored`).
 
 #![cfg(feature = "cuda")]
+
+#[cfg(target_os = "linux")]
+#[path = "standin/computing.rs"]
+mod computing;
+#[cfg(target_os = "linux")]
+mod standin;
+#[macro_use]
+#[path = "standin/twins.rs"]
+mod twins;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,17 +43,38 @@ fn close(found: &HostTensor, expected: &HostTensor) {
     }
 }
 
-/// The first GPU.
+/// The first GPU, or what stands in for it.
 fn gpu() -> Cuda {
     Cuda::new(0).expect("a GPU")
 }
 
+/// How much of something is done on a GPU, and where a processor stands in for it.
+fn less<T>(gpu: &Cuda, on_a_gpu: T, on_the_stand_in: T) -> T {
+    match gpu.name() {
+        "stand-in" => on_the_stand_in,
+        _ => on_a_gpu,
+    }
+}
+
+twins! {
+    tensors_go_up_and_come_down
+    rows_are_stacked_and_taken_apart
+    types_are_converted_on_the_way
+    pictures_are_blended_as_on_the_host
+    noise_is_added_as_on_the_host
+    noise_on_an_arc_is_that_of_the_host
+    the_fused_step_is_that_of_the_host
+    similarity_is_that_of_the_host
+    frames_become_one_graph_and_stay_right
+    threads_do_not_mix_their_frames
+    video_frames_come_in_and_go_out
+    frames_that_overlap_are_not_mixed_up
+    what_cannot_be_had_is_told
+}
+
 const SHAPES: [[usize; 4]; 3] = [[1, 4, 64, 64], [2, 4, 9, 7], [3, 1, 1, 1]];
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn tensors_go_up_and_come_down() {
-    let gpu = gpu();
+fn tensors_go_up_and_come_down(gpu: &Cuda) {
     for element in [Element::F16, Element::F32, Element::I64, Element::I32] {
         let mut data = values(1000, 1);
         if matches!(element, Element::I64 | Element::I32) {
@@ -56,10 +87,7 @@ fn tensors_go_up_and_come_down() {
     assert!(gpu.upload_as(&[3], &[1.0], Element::F32).is_err());
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn rows_are_stacked_and_taken_apart() {
-    let gpu = gpu();
+fn rows_are_stacked_and_taken_apart(gpu: &Cuda) {
     let parts: Vec<Vec<f32>> = (0..3).map(|i| values(2 * 5 * 7, i)).collect();
     let tensors = |i: &Vec<f32>| gpu.upload(&[2, 5, 7], i).unwrap();
     let stacked = gpu.stack(parts.iter().map(tensors).collect()).unwrap();
@@ -75,10 +103,7 @@ fn rows_are_stacked_and_taken_apart() {
     assert_eq!(gpu.download(&again).unwrap().data(), expected);
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn types_are_converted_on_the_way() {
-    let gpu = gpu();
+fn types_are_converted_on_the_way(gpu: &Cuda) {
     let data = values(1003, 3);
     let single = gpu.upload_as(&[1003], &data, Element::F32).unwrap();
     let half = gpu.empty(&[1003], Element::F16).unwrap();
@@ -93,10 +118,7 @@ fn types_are_converted_on_the_way() {
     assert!(gpu.copy(&[&whole], &back, 1.0, 0.0).is_err());
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn pictures_are_blended_as_on_the_host() {
-    let gpu = gpu();
+fn pictures_are_blended_as_on_the_host(gpu: &Cuda) {
     for shape in SHAPES {
         let count = shape.iter().product::<usize>();
         let over: Vec<f32> = values(count, 8).iter().map(|x| 2.0 * x).collect();
@@ -118,10 +140,7 @@ fn pictures_are_blended_as_on_the_host() {
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn noise_is_added_as_on_the_host() {
-    let gpu = gpu();
+fn noise_is_added_as_on_the_host(gpu: &Cuda) {
     for shape in SHAPES {
         let count = shape.iter().product::<usize>();
         let one = [1, shape[1], shape[2], shape[3]];
@@ -146,10 +165,7 @@ fn noise_is_added_as_on_the_host() {
 }
 
 /// Three slots of one shape through `steps` fused steps on `device`.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn noise_on_an_arc_is_that_of_the_host() {
-    let gpu = gpu();
+fn noise_on_an_arc_is_that_of_the_host(gpu: &Cuda) {
     for shape in SHAPES {
         let count = shape.iter().product();
         let (a, b) = (values(count, 21), values(count, 22));
@@ -195,24 +211,18 @@ fn stepped<D: Device>(device: &D, shape: [usize; 4], steps: usize) -> Result<Vec
     Ok(slots)
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn the_fused_step_is_that_of_the_host() {
-    let gpu = gpu();
+fn the_fused_step_is_that_of_the_host(gpu: &Cuda) {
     for shape in SHAPES {
         let expected = stepped(&Host, shape, 4).unwrap();
-        let found = stepped(&gpu, shape, 4).unwrap();
+        let found = stepped(gpu, shape, 4).unwrap();
         for (found, expected) in found.iter().zip(&expected) {
             close(&gpu.download(found).unwrap(), expected);
         }
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn similarity_is_that_of_the_host() {
-    let gpu = gpu();
-    for count in [1, 7, 3 * 256 * 256, 3 * 1920 * 1080] {
+fn similarity_is_that_of_the_host(gpu: &Cuda) {
+    for count in [1, 7, 3 * 256 * 256, less(gpu, 3 * 1920 * 1080, 100_003)] {
         let a = values(count, 20);
         // Nearly the same, as frames of a still scene are.
         let b: Vec<f32> = (a.iter().zip(values(count, 21)))
@@ -303,10 +313,7 @@ fn frame(gpu: &Cuda, engine: &Arc<Echo>, noise: &CudaTensor, seed: u32) -> (Vec<
     (gpu.download(&x).unwrap().into_data(), expected)
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn frames_become_one_graph_and_stay_right() {
-    let gpu = gpu();
+fn frames_become_one_graph_and_stay_right(gpu: &Cuda) {
     let engine = Arc::new(Echo {
         from: gpu.empty(&[1, 4, 32, 32], Element::F16).unwrap(),
         to: gpu.empty(&[1, 4, 32, 32], Element::F16).unwrap(),
@@ -316,7 +323,7 @@ fn frames_become_one_graph_and_stay_right() {
     let noise = gpu.upload(&[1, 4, 32, 32], &values(4096, NOISE)).unwrap();
     let mut after_warming_up = 0;
     for seed in 0..100 {
-        let (found, expected) = frame(&gpu, &engine, &noise, seed);
+        let (found, expected) = frame(gpu, &engine, &noise, seed);
         close(
             &HostTensor::new(&[4096], found),
             &HostTensor::new(&[4096], expected),
@@ -332,13 +339,9 @@ fn frames_become_one_graph_and_stay_right() {
     assert_eq!(gpu.allocated(), after_warming_up, "memory grows");
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn threads_do_not_mix_their_frames() {
-    let gpu = gpu();
+fn threads_do_not_mix_their_frames(gpu: &Cuda) {
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let gpu = gpu.clone();
             scope.spawn(move || {
                 let engine = Arc::new(Echo {
                     from: gpu.empty(&[1, 4, 32, 32], Element::F16).unwrap(),
@@ -348,7 +351,7 @@ fn threads_do_not_mix_their_frames() {
                 });
                 let noise = gpu.upload(&[1, 4, 32, 32], &values(4096, NOISE)).unwrap();
                 for seed in 0..50 {
-                    let (found, expected) = frame(&gpu, &engine, &noise, 1000 * thread + seed);
+                    let (found, expected) = frame(gpu, &engine, &noise, 1000 * thread + seed);
                     close(
                         &HostTensor::new(&[4096], found),
                         &HostTensor::new(&[4096], expected),
@@ -360,10 +363,7 @@ fn threads_do_not_mix_their_frames() {
     });
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn video_frames_come_in_and_go_out() {
-    let gpu = gpu();
+fn video_frames_come_in_and_go_out(gpu: &Cuda) {
     let (width, height) = (70, 38);
     let layout = VideoLayout::dense(PixelFormat::Rgb, width, height).unwrap();
     let bytes: Vec<u8> = (0..layout.size()).map(|i| (i * 7 % 251) as u8).collect();
@@ -384,25 +384,27 @@ fn video_frames_come_in_and_go_out() {
 }
 
 /// One thread has frames copied up, one takes them in and begins to hand them out, one takes them.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn frames_that_overlap_are_not_mixed_up() {
-    let gpu = &gpu();
-    let layout = &VideoLayout::dense(PixelFormat::Rgb, 640, 480).unwrap();
+fn frames_that_overlap_are_not_mixed_up(gpu: &Cuda) {
+    // A pixel takes long on the stand-in.
+    let (size, picture_size) = less(gpu, ((640, 480), (512, 512)), ((80, 60), (64, 64)));
+    let frames = less(gpu, 300, 100);
+    let layout = &VideoLayout::dense(PixelFormat::Rgb, size.0, size.1).unwrap();
     let grey = |frame: u32| (20 + frame % 200) as u8;
     let (up, arriving) = std::sync::mpsc::sync_channel(3);
     let (done, leaving) = std::sync::mpsc::sync_channel(3);
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            for frame in 0..300 {
+            for frame in 0..frames {
                 let bytes = vec![grey(frame); layout.size()];
                 up.send(gpu.upload_frame(&bytes, layout).unwrap()).unwrap();
             }
         });
         scope.spawn(move || {
-            let engine = gpu.empty(&[1, 3, 512, 512], Element::F16).unwrap();
+            let engine = gpu
+                .empty(&[1, 3, picture_size.1, picture_size.0], Element::F16)
+                .unwrap();
             for upload in arriving {
-                let picture = gpu.import_upload(upload, Colour::FULL_RGB, (512, 512));
+                let picture = gpu.import_upload(upload, Colour::FULL_RGB, picture_size);
                 let picture = picture.unwrap();
                 let shown = gpu.empty(picture.shape(), Element::F16).unwrap();
                 gpu.copy(&[&picture], &engine, 1.0, 0.0).unwrap();
@@ -487,13 +489,10 @@ fn a_lost_context_is_followed_by_a_new_one_or_by_what_helps() {
     assert_eq!(answers.len(), 1, "{answers:?}");
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn what_cannot_be_had_is_told() {
+fn what_cannot_be_had_is_told(gpu: &Cuda) {
     let count = Cuda::count().unwrap();
     let error = Cuda::new(count).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("device-id"), "{error}");
-    let gpu = gpu();
     let error = gpu.empty(&[1 << 42], Element::F32).unwrap_err().to_string();
     assert!(error.contains("are free"), "{error}");
     // It goes on after that.

@@ -1,7 +1,8 @@
 /* A stand-in for NVIDIA's driver and for NVRTC, to see without a GPU in which order things are done. Device memory is main
  * memory. Work on a stream is put off until something waits for it, or is done as early as what it waits for allows, as
- * standin_eager says for each stream; so what is not put in order by events comes out wrong. Kernels move the first eight
- * bytes of what they are for, by which a frame is known. */
+ * standin_eager says for each stream; so what is not put in order by events comes out wrong. Kernels are run by
+ * standin_launch where that is linked in (kernels.cpp); else they move the first eight bytes of what they are for, by which
+ * a frame is known. */
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -12,11 +13,15 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_CONTEXT = 201, INVALID_H
 /* Small handles are the driver's own streams. */
 enum { STREAMS = 64, HANDLE = 0x100 };
 
+/* Runs a kernel: its name, blocks along x and y, threads of a block, bytes of dynamic shared memory, argument and its size. */
+void standin_launch(const char *name, unsigned x, unsigned y, unsigned block, size_t shared, const void *argument,
+                    size_t size) __attribute__((weak));
+
 struct operation;
 /* `target` is the last thing that was on the stream when the event was recorded there. */
 struct event { long life; int stream; long target; };
 struct operation {
-    enum { COPY, KERNEL, WAIT } kind;
+    enum { COPY, KERNEL, CALL, WAIT } kind;
     void *to;
     const void *from;
     /* What was copied from pageable memory. */
@@ -25,9 +30,13 @@ struct operation {
     const char *name;
     int stream;   /* For WAIT: of the event. */
     long target;
-    unsigned rows;
-    /* A kernel's argument, as it was at the launch. */
+    /* A kernel's blocks along x and y, the threads of each, and their shared memory. */
+    unsigned x, y, block, shared;
+    /* Its argument, as it was at the launch. */
     unsigned char argument[288];
+    /* A function of the program's. */
+    void (*call)(void *);
+    void *data;
     struct operation *next;
 };
 struct stream {
@@ -40,8 +49,9 @@ struct graph { struct operation *first, *last; };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stream streams[STREAMS];
 /* The primary context: how often it is held, which one it is, and the error that sticks to it. */
-static long held, life = 1, live, misused;
-static int sticking, resets_refused, never_again, version = 13000, eager_after[STREAMS];
+static _Atomic long held, life = 1, live, misused;
+static _Atomic int sticking;
+static int resets_refused, never_again, version = 13000, eager_after[STREAMS];
 static size_t memory = (size_t)1 << 32, taken;
 static long resets, made;
 static __thread long current;
@@ -79,10 +89,21 @@ static void stamp(void *to, const void *from)
         memmove(to, from, 8);
 }
 
+/* Of rows it is one address, of frames so many bytes. */
+static size_t size_of_argument(const char *name)
+{
+    return !strcmp(name, "frame_to_tensor") ? 280 : !strncmp(name, "tensor_to_", 10) ? 200 : 8;
+}
+
 static void kernel(const struct operation *operation)
 {
     const char *name = operation->name;
     void *const *pointer = (void *const *)operation->argument;
+    if (standin_launch) {
+        standin_launch(name, operation->x, operation->y, operation->block, operation->shared, operation->argument,
+                       size_of_argument(name));
+        return;
+    }
     if (!strcmp(name, "frame_to_tensor")) {
         stamp(pointer[3], pointer[0]);
         return;
@@ -99,7 +120,7 @@ static void kernel(const struct operation *operation)
         size = 32;
     else if (!strcmp(name, "combine"))
         size = 64, to = 32;
-    for (unsigned row = 0; size && row < operation->rows; row++) {
+    for (unsigned row = 0; size && row < operation->y; row++) {
         const char *at = (const char *)pointer[0] + row * size;
         stamp(*(void **)(at + to), *(void **)(at + from));
     }
@@ -117,6 +138,8 @@ static void advance(int index)
         need(operation->stream, operation->target);
     else if (operation->kind == COPY)
         memcpy(operation->to, operation->from, operation->size);
+    else if (operation->kind == CALL)
+        operation->call(operation->data);
     else
         kernel(operation);
     stream->done++;
@@ -318,7 +341,7 @@ int cuStreamSynchronize(void *stream)
         settle();
     }
     pthread_mutex_unlock(&lock);
-    return i ? OK : INVALID_HANDLE;
+    return i ? check() : INVALID_HANDLE;
 }
 int cuStreamIsCapturing(void *stream, int *status) { *status = streams[index_of(stream)].capturing; return OK; }
 int cuStreamBeginCapture_v2(void *stream, int mode)
@@ -347,8 +370,12 @@ int cuGraphLaunch(void *graph, void *stream)
         return error;
     pthread_mutex_lock(&lock);
     int i = index_of(stream);
-    for (struct operation *next = ((struct graph *)graph)->first; i && next; next = next->next)
-        put(i, *next);
+    for (struct operation *next = ((struct graph *)graph)->first; i && next; next = next->next) {
+        struct operation again = *next;
+        if (again.own)
+            again.from = again.own = memcpy(malloc(again.size), next->own, again.size);
+        put(i, again);
+    }
     pthread_mutex_unlock(&lock);
     return i ? OK : INVALID_HANDLE;
 }
@@ -358,6 +385,7 @@ int cuGraphDestroy(void *graph)
     struct operation *next = ((struct graph *)graph)->first;
     while (next) {
         struct operation *after = next->next;
+        free(next->own);
         free(next);
         next = after;
     }
@@ -420,7 +448,7 @@ int cuEventSynchronize(struct event *event)
     need(event->stream, event->target);
     settle();
     pthread_mutex_unlock(&lock);
-    return valid(event->life) ? OK : INVALID_HANDLE;
+    return valid(event->life) ? check() : INVALID_HANDLE;
 }
 int cuEventElapsedTime(float *milliseconds, struct event *from, struct event *to) { *milliseconds = 1; return check(); }
 int cuEventElapsedTime_v2(float *milliseconds, struct event *from, struct event *to) { *milliseconds = 1; return check(); }
@@ -452,7 +480,8 @@ static int allocate(void **pointer, size_t size, int pinned)
     if (base) {
         *(struct piece *)base = (struct piece){size, life, pinned, pieces};
         pieces = (struct piece *)base;
-        memset(base + HEAD, 0xee, size);
+        /* No number, so that reading what nobody wrote shows. */
+        memset(base + HEAD, 0xff, size);
         *pointer = base + HEAD;
         taken += size;
         live++;
@@ -516,10 +545,11 @@ static int copy(void *to, const void *from, size_t size, void *stream, const voi
     if (i && !pinned && host == to)
         need(i, streams[i].queued);
     pthread_mutex_unlock(&lock);
-    return i ? OK : INVALID_HANDLE;
+    return i ? check() : INVALID_HANDLE;
 }
 int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream) { return copy(to, from, size, stream, from); }
 int cuMemcpyDtoHAsync_v2(void *to, void *from, size_t size, void *stream) { return copy(to, from, size, stream, to); }
+int cuMemcpyDtoDAsync_v2(void *to, void *from, size_t size, void *stream) { return copy(to, from, size, stream, NULL); }
 
 int cuModuleLoadDataEx(void **module, const void *image, unsigned count, void *options, void *values) { *module = (void *)1; return check(); }
 int cuModuleUnload(void *module) { return check(); }
@@ -531,14 +561,26 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
     int error = check();
     if (error)
         return error;
-    struct operation operation = {.kind = KERNEL, .name = function, .rows = y};
-    /* Of rows it is one address, of frames so many bytes. */
-    size_t size = !strcmp(function, "frame_to_tensor") ? 280 : !strncmp(function, "tensor_to_", 10) ? 200 : 8;
-    memcpy(operation.argument, arguments[0], size);
+    struct operation operation = {.kind = KERNEL, .name = function, .x = x, .y = y, .block = bx, .shared = shared};
+    memcpy(operation.argument, arguments[0], size_of_argument(function));
     pthread_mutex_lock(&lock);
     int i = index_of(stream);
     if (i)
         put(i, operation);
+    pthread_mutex_unlock(&lock);
+    return i ? OK : INVALID_HANDLE;
+}
+
+/* The function must not ask the driver for anything, here as there. */
+int cuLaunchHostFunc(void *stream, void (*call)(void *), void *data)
+{
+    int error = check();
+    if (error)
+        return error;
+    pthread_mutex_lock(&lock);
+    int i = index_of(stream);
+    if (i)
+        put(i, (struct operation){.kind = CALL, .call = call, .data = data});
     pthread_mutex_unlock(&lock);
     return i ? OK : INVALID_HANDLE;
 }

@@ -54,8 +54,9 @@ pub fn run(name: &str, sources: &[&str], seen: Seen, set: impl FnOnce(&mut Comma
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources: Vec<_> = sources.iter().map(|source| root.join(source)).collect();
     let library = ours.join(DRIVER);
-    // Of what two sources have, the first one's counts.
-    compile(&library, &sources, &["-Wl,-z,muldefs"]);
+    // Of what two sources have, the first one's counts. A source may be a library, also if it is for weak symbols only.
+    let linked = ["-Wl,-z,muldefs", "-Wl,--no-as-needed"];
+    compile(&library, &sources, &linked);
     let other = ours.join(DRIVER_OF_ALL);
     match seen {
         // The same file, so that it is one library.

@@ -1,0 +1,100 @@
+//! The stand-in that computes: what is launched on it runs the real kernels, compiled for the CPU (`kernels/host`).
+//!
+//! Streams, events, graphs and memory are those of `driver.c`, and so device memory is main memory.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use gststreamdiffusion::device::cuda::kernels::SOURCE;
+use libloading::Library;
+
+use crate::standin::{self, Seen};
+
+/// As many as a device makes: for computing, and for frames that come and go.
+const STREAMS: i32 = 3;
+/// Compiled once, with what they include.
+const COMPILED: [&str; 3] = [
+    "kernels/host/launch.cpp",
+    "kernels/host/threads.cpp",
+    "tests/standin/kernels.cpp",
+];
+const INCLUDED: [&str; 3] = [
+    "kernels/host/cuda.h",
+    "kernels/host/launch.h",
+    "kernels/host/threads.h",
+];
+
+/// Runs `scenario`, the body of the test called `name`, in a process that has this stand-in, and whose environment has
+/// `variables` besides: once on streams that put work off, and once on streams that do it early. It may leave nothing on the
+/// device, nor have asked it for what makes no sense.
+#[track_caller]
+pub fn run(name: &str, variables: &[(&str, &str)], scenario: impl Fn()) {
+    if standin::library().is_none() {
+        let kernels = KERNELS.to_str().expect("a path that is text");
+        let sources = ["tests/standin/driver.c", kernels];
+        return standin::run(name, &sources, Seen::ByAll, |command, _| {
+            command.envs(variables.iter().copied());
+        });
+    }
+    let library = standin::library().expect("the stand-in");
+    // SAFETY: it has no initialisers, and cudarc opens it too.
+    let library = unsafe { Library::new(library) }.unwrap();
+    // SAFETY: as their source has them.
+    let (eager, live, misused) = unsafe {
+        (
+            library.get::<unsafe extern "C" fn(i32, i32)>(c"standin_eager"),
+            library.get::<unsafe extern "C" fn() -> i64>(c"standin_live"),
+            library.get::<unsafe extern "C" fn() -> i64>(c"standin_misused"),
+        )
+    };
+    let (eager, live, misused) = (eager.unwrap(), live.unwrap(), misused.unwrap());
+    for early in [0, 1] {
+        for stream in 0..STREAMS {
+            // SAFETY: says how streams are that are made from now on.
+            unsafe { eager(stream, early) };
+        }
+        scenario();
+        // SAFETY: they read numbers.
+        let (live, misused) = unsafe { (live(), misused()) };
+        assert_eq!((live, misused), (0, 0), "left on the device, and misuses");
+    }
+}
+
+/// The kernels as a library that has `standin_launch`, made once and again when a source changes: that takes seconds.
+static KERNELS: LazyLock<PathBuf> = LazyLock::new(|| {
+    let (root, folder) = (
+        Path::new(env!("CARGO_MANIFEST_DIR")),
+        Path::new(env!("CARGO_TARGET_TMPDIR")),
+    );
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let flags = "-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -fno-strict-aliasing -w";
+    let mut hasher = DefaultHasher::new();
+    (&compiler, flags, SOURCE).hash(&mut hasher);
+    for file in COMPILED.iter().chain(&INCLUDED) {
+        fs::read(root.join(file)).unwrap().hash(&mut hasher);
+    }
+    let name = format!("standin-kernels-{:016x}", hasher.finish());
+    let library = folder.join(&name).with_extension("so");
+    if library.is_file() {
+        return library;
+    }
+    // Other test programs may be making it too.
+    let mine = |extension: &str| folder.join(format!("{name}-{}.{extension}", std::process::id()));
+    let (source, made) = (mine("cu"), mine("so"));
+    fs::write(&source, SOURCE).unwrap();
+    let built = Command::new(&compiler)
+        .args(flags.split(' '))
+        .arg(format!("-DKERNELS=\"{}\"", source.display()))
+        .args(COMPILED.map(|file| root.join(file)))
+        .arg("-o")
+        .arg(&made)
+        .status();
+    assert!(built.expect("a C++ compiler is needed").success());
+    fs::remove_file(&source).unwrap();
+    fs::rename(&made, &library).unwrap();
+    library
+});
