@@ -1,11 +1,20 @@
-//! ONNX Runtime's CUDA provider on a CUDA device against its CPU provider on the host.
+//! ONNX Runtime on a CUDA device against its CPU provider on the host: the CUDA provider on a GPU, the CPU provider on the
+//! stand-in that computes, where sessions come in their turn on its streams and in its graphs.
 //!
-//! Needs ONNX Runtime with the CUDA provider (`ORT_DYLIB_PATH`), CUDA's libraries and cuDNN on the library path, and a
-//! GPU. Latents and pictures are f16 on the device, and the host is given the same rounded values; the graphs are f32 and
+//! With a GPU, ONNX Runtime with the CUDA provider is needed (`ORT_DYLIB_PATH`), and CUDA's libraries and cuDNN on the
+//! library path. Latents and pictures are f16 on the device, and the host is given the same rounded values; the graphs are f32 and
 //! multiplied without TF32, so what differs is the rounding of results and the order of sums.
 #![cfg(feature = "cuda")]
 
 mod common;
+#[cfg(target_os = "linux")]
+#[path = "standin/computing.rs"]
+mod computing;
+#[cfg(target_os = "linux")]
+mod standin;
+#[macro_use]
+#[path = "standin/twins.rs"]
+mod twins;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,17 +38,65 @@ const TIMESTEPS: [u32; 4] = [321, 981, 41, 661];
 /// Frames after which the graph of a frame has been made, if it can be.
 const SETTLED: usize = 12;
 
-/// The GPU, for one test at a time: memory is measured, and ONNX Runtime's options are the process's.
-fn gpu() -> (Cuda, MutexGuard<'static, ()>) {
+/// The GPU, for one test at a time (memory is measured, and ONNX Runtime's options are the process's), or what stands in for
+/// it.
+struct Gpu {
+    cuda: Cuda,
+    _alone: MutexGuard<'static, ()>,
+}
+
+fn gpu() -> Gpu {
     static LOCK: Mutex<()> = Mutex::new(());
     static CUDA: OnceLock<Cuda> = OnceLock::new();
-    let guard = LOCK.lock();
+    let _alone = LOCK.lock();
+    if is_standing_in() {
+        let cuda = Cuda::new(0).unwrap();
+        return Gpu { cuda, _alone };
+    }
     let cuda = CUDA.get_or_init(|| {
         // SAFETY: every test comes through here first, one at a time, and none has read the environment before.
         unsafe { std::env::set_var("STREAMDIFFUSION_ONNXRUNTIME_CUDA_OPTIONS", "use_tf32=0") };
         Cuda::new(0).unwrap()
     });
-    (cuda.clone(), guard)
+    let cuda = cuda.clone();
+    Gpu { cuda, _alone }
+}
+
+/// Whether this process has the stand-in.
+fn is_standing_in() -> bool {
+    #[cfg(target_os = "linux")]
+    return standin::library().is_some();
+    #[cfg(not(target_os = "linux"))]
+    return false;
+}
+
+/// The model in `folder`, as a GPU has it: with the U-Net in two parts with `split`, and with graphs made faster with `faster`.
+fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> CudaModel {
+    #[cfg(target_os = "linux")]
+    if is_standing_in() {
+        let failing = computing::failing;
+        // SAFETY: the stand-in's memory is main memory.
+        let model =
+            unsafe { onnxruntime::open_cuda_on_processor(folder, cuda, split, faster, failing) };
+        return model.unwrap();
+    }
+    let model = match (split, faster) {
+        (true, true) => onnxruntime::open_cuda(folder, cuda),
+        (false, _) => onnxruntime::open_cuda_whole(folder, cuda),
+        (true, false) => onnxruntime::open_cuda_exported(folder, cuda),
+    };
+    model.unwrap()
+}
+
+twins! {
+    unets_of_all_architectures
+    unets_of_the_parity_and_the_demo_model
+    a_batch_that_the_graph_fixes
+    autoencoders
+    contexts_change_between_frames
+    frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow
+    threads_share_a_model
+    prompts_change_while_frames_run
 }
 
 /// A model on the host and on the GPU.
@@ -53,11 +110,7 @@ impl Pair {
     /// The U-Net in two parts on the GPU with `split`, with graphs made faster unless the environment asks for others.
     fn open(cuda: &Cuda, folder: &Path, split: bool) -> Self {
         let opened = ModelFolder::open(folder).unwrap();
-        let gpu = match split {
-            true => onnxruntime::open_cuda(&opened, cuda),
-            false => onnxruntime::open_cuda_whole(&opened, cuda),
-        };
-        let pair = Self::of(&opened, gpu.unwrap());
+        let pair = Self::of(&opened, open(&opened, cuda, split, true));
         let told = pair.gpu.precomputed();
         assert_eq!(told.starts_with("nothing"), !split, "{}: {told}", pair.name);
         pair
@@ -66,7 +119,10 @@ impl Pair {
     /// The same; an error unless all was made faster that can be.
     fn faster(self) -> Self {
         let (name, backend) = (&self.name, self.gpu.backend());
-        for told in [" attentions fused, ", " convolutions with channels last)"] {
+        let mut all = vec![" attentions fused"];
+        // A processor has no such operators.
+        all.extend((!is_standing_in()).then_some(" convolutions with channels last)"));
+        for told in all {
             assert!(backend.contains(told), "{name}: {backend}");
         }
         self
@@ -75,8 +131,7 @@ impl Pair {
     /// In two parts, with graphs as they were exported.
     fn open_exported(cuda: &Cuda, folder: &Path) -> Self {
         let opened = ModelFolder::open(folder).unwrap();
-        let gpu = onnxruntime::open_cuda_exported(&opened, cuda).unwrap();
-        let pair = Self::of(&opened, gpu);
+        let pair = Self::of(&opened, open(&opened, cuda, true, false));
         let backend = pair.gpu.backend();
         for told in ["attention", "channels last"] {
             assert!(!backend.contains(told), "{}: {backend}", pair.name);
@@ -280,48 +335,36 @@ fn tiny_models() -> Vec<PathBuf> {
     folders
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn unets_of_all_architectures() {
-    let (cuda, _guard) = gpu();
+fn unets_of_all_architectures(Gpu { cuda, .. }: &Gpu) {
     for folder in tiny_models() {
         for split in [true, false] {
-            let pair = Pair::open(&cuda, &folder, split).faster();
-            pair.agrees(&cuda, &[1, 4, 10]);
+            let pair = Pair::open(cuda, &folder, split).faster();
+            pair.agrees(cuda, &[1, 4, 10]);
         }
-        Pair::open_exported(&cuda, &folder).agrees(&cuda, &[1, 4, 10]);
+        Pair::open_exported(cuda, &folder).agrees(cuda, &[1, 4, 10]);
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn unets_of_the_parity_and_the_demo_model() {
-    let (cuda, _guard) = gpu();
+fn unets_of_the_parity_and_the_demo_model(Gpu { cuda, .. }: &Gpu) {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     for folder in [parity(), demo] {
-        let pair = Pair::open(&cuda, &folder, true).faster();
-        pair.agrees(&cuda, &[1, 10]);
+        let pair = Pair::open(cuda, &folder, true).faster();
+        pair.agrees(cuda, &[1, 10]);
     }
 }
 
 /// A U-Net that takes two rows and no others.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn a_batch_that_the_graph_fixes() {
-    let (cuda, _guard) = gpu();
+fn a_batch_that_the_graph_fixes(Gpu { cuda, .. }: &Gpu) {
     let folder = Folder::new();
     copy(&data("models/sd1"), folder.path());
     copy(&data("models/sd1-batch-2/unet"), &folder.file("unet"));
     for split in [true, false] {
-        Pair::open(&cuda, folder.path(), split).agrees(&cuda, &[1, 2, 3, 10]);
+        Pair::open(cuda, folder.path(), split).agrees(cuda, &[1, 2, 3, 10]);
     }
 }
 
 /// Encoders and decoders, with factors, with means and with samples.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn autoencoders() {
-    let (cuda, _guard) = gpu();
+fn autoencoders(Gpu { cuda, .. }: &Gpu) {
     let sampling = Folder::new();
     copy(&data("models/sd1"), sampling.path());
     let manifest = sampling.file("streamdiffusion.toml");
@@ -333,7 +376,7 @@ fn autoencoders() {
     folders.extend([parity(), sampling.path().to_owned()]);
     let mut samples = 0;
     for folder in folders {
-        let pair = Pair::open(&cuda, &folder, true);
+        let pair = Pair::open(cuda, &folder, true);
         for frames in [1, 2] {
             let pictures = pair.pictures(frames, 5);
             let (noise, wanted) = (
@@ -345,14 +388,14 @@ fn autoencoders() {
                 .host
                 .encode(&pictures, wanted.then_some(&noise))
                 .unwrap();
-            let (on_gpu, noise) = (upload(&cuda, &pictures), upload(&cuda, &noise));
+            let (on_gpu, noise) = (upload(cuda, &pictures), upload(cuda, &noise));
             let found = pair.gpu.encode(&on_gpu, wanted.then_some(&noise)).unwrap();
             let found = cuda.download(&found).unwrap();
             let encoding = difference(&[found], &[expected]);
 
             let latents = pair.latents(frames, 7);
             let expected = pair.host.decode(&latents).unwrap();
-            let found = pair.gpu.decode(&upload(&cuda, &latents)).unwrap();
+            let found = pair.gpu.decode(&upload(cuda, &latents)).unwrap();
             let found = cuda.download(&found).unwrap();
             let decoding = difference(&[found], &[expected]);
             println!(
@@ -368,7 +411,7 @@ fn autoencoders() {
                     .is_err()
             );
         }
-        let odd = upload(&cuda, &HostTensor::new(&[1, 3, 5, 7], vec![0.0; 105]));
+        let odd = upload(cuda, &HostTensor::new(&[1, 3, 5, 7], vec![0.0; 105]));
         let error = pair.gpu.encode(&odd, None).unwrap_err().to_string();
         assert!(error.starts_with("vae_encoder: "), "{error}");
         let error = pair.gpu.decode(&odd).unwrap_err().to_string();
@@ -378,11 +421,8 @@ fn autoencoders() {
 }
 
 /// Prompts and steps change between frames of the same shape, in and out of graphs.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn contexts_change_between_frames() {
-    let (cuda, _guard) = gpu();
-    let pair = Pair::open(&cuda, &data("models/sdxl"), true);
+fn contexts_change_between_frames(Gpu { cuda, .. }: &Gpu) {
+    let pair = Pair::open(cuda, &data("models/sdxl"), true);
     let texts = pair.texts(1);
     let (given, whole) = (
         pair.contexts(&pair.gpu, &texts),
@@ -399,7 +439,7 @@ fn contexts_change_between_frames() {
             })
             .collect();
         let expected = pair.expected(&whole, &rows);
-        let difference = difference(&pair.found(&cuda, &given, &rows), &expected);
+        let difference = difference(&pair.found(cuda, &given, &rows), &expected);
         assert!(difference <= TOLERANCE, "frame {frame}: {difference:.1e}");
     }
 }
@@ -435,12 +475,11 @@ fn frame_on_host(pair: &Pair, contexts: &[Vec<Context>], pictures: &HostTensor) 
         .unwrap()
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow() {
-    let (cuda, _guard) = gpu();
+fn frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow(
+    Gpu { cuda, .. }: &Gpu,
+) {
     for folder in ["models/sd1", "models/optimum-sd1"] {
-        frames_stay(&cuda, &Pair::open(&cuda, &data(folder), true));
+        frames_stay(cuda, &Pair::open(cuda, &data(folder), true));
     }
 }
 
@@ -448,11 +487,11 @@ fn frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn no_component_moves_tensors_to_main_memory() {
-    let (cuda, _guard) = gpu();
+    let Gpu { cuda, .. } = &gpu();
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let folders = tiny_models().into_iter().chain([parity(), demo]);
     let moving = folders.filter_map(|folder| {
-        let graphs = Pair::open(&cuda, &folder, true).gpu.graphs().to_owned();
+        let graphs = Pair::open(cuda, &folder, true).gpu.graphs().to_owned();
         graphs
             .contains("main memory")
             .then(|| format!("{}: {graphs}", folder.display()))
@@ -506,11 +545,8 @@ fn frames_stay(cuda: &Cuda, pair: &Pair) {
 }
 
 /// Elements share a model; each has a thread.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn threads_share_a_model() {
-    let (cuda, _guard) = gpu();
-    let pair = Pair::open(&cuda, &data("models/sd1"), true);
+fn threads_share_a_model(Gpu { cuda, .. }: &Gpu) {
+    let pair = Pair::open(cuda, &data("models/sd1"), true);
     let texts = pair.texts(1);
     let (given, whole) = (
         pair.contexts(&pair.gpu, &texts),
@@ -518,7 +554,7 @@ fn threads_share_a_model() {
     );
     std::thread::scope(|scope| {
         for thread in 0..3 {
-            let (cuda, pair, given, whole) = (&cuda, &pair, &given, &whole);
+            let (pair, given, whole) = (&pair, &given, &whole);
             scope.spawn(move || {
                 for i in 0..2 * SETTLED {
                     let row = Row {
@@ -538,11 +574,8 @@ fn threads_share_a_model() {
 }
 
 /// Prompts are encoded and made ready by another thread while frames run.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn prompts_change_while_frames_run() {
-    let (cuda, _guard) = gpu();
-    let pair = Pair::open(&cuda, &data("models/sd1"), true);
+fn prompts_change_while_frames_run(Gpu { cuda, .. }: &Gpu) {
+    let pair = Pair::open(cuda, &data("models/sd1"), true);
     let texts = pair.texts(1);
     let (given, whole) = (
         pair.contexts(&pair.gpu, &texts),
@@ -551,7 +584,7 @@ fn prompts_change_while_frames_run() {
     let pictures = pair.pictures(1, 1);
     let expected = frame_on_host(&pair, &whole, &pictures);
     std::thread::scope(|scope| {
-        let (cuda, pair) = (&cuda, &pair);
+        let pair = &pair;
         let prompts = scope.spawn(move || {
             for i in 0..20 {
                 let text = pair
@@ -625,20 +658,20 @@ fn time(cuda: &Cuda, pair: &Pair, rows: usize, side: usize) -> [f64; 2] {
 fn a_model_of_yours() {
     let folder = std::env::var_os("CUDA_MODEL").expect("CUDA_MODEL");
     let side = std::env::var("CUDA_SIDE").map_or(512, |side| side.parse().unwrap());
-    let (cuda, _guard) = gpu();
-    let pair = Pair::open(&cuda, Path::new(&folder), true);
+    let Gpu { cuda, .. } = &gpu();
+    let pair = Pair::open(cuda, Path::new(&folder), true);
     let texts = pair.texts(1);
     let (given, whole) = (
         pair.contexts(&pair.gpu, &texts),
         pair.contexts(&pair.host, &texts),
     );
     let rows = rows(&pair, 1, 2);
-    let found = pair.found(&cuda, &given, &rows);
+    let found = pair.found(cuda, &given, &rows);
     let difference = difference(&found, &pair.expected(&whole, &rows));
     println!("largest difference {difference:.1e}");
     for rows in [1, 2, 4] {
         let before = cuda.launches();
-        let [least, middle] = time(&cuda, &pair, rows, side);
+        let [least, middle] = time(cuda, &pair, rows, side);
         let (after, refusal) = (cuda.launches(), cuda.refusal());
         println!(
             "{side}x{side}, {rows} rows: {middle:.2} ms ({least:.2} at best); {} graphs, {} not; {refusal:?}",

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use gststreamdiffusion::device::cuda::kernels::SOURCE;
+use gststreamdiffusion::error::Error;
 use libloading::Library;
 
 use crate::standin::{self, Seen};
@@ -61,6 +62,19 @@ pub fn run(name: &str, variables: &[(&str, &str)], scenario: impl Fn()) {
         // SAFETY: they read numbers.
         let (live, misused) = unsafe { (live(), misused()) };
         assert_eq!((live, misused), (0, 0), "left on the device, and misuses");
+    }
+}
+
+/// For sessions that a processor runs in its turn on a stream: an error sticks to the context, as one on a GPU would.
+#[allow(dead_code)] // Not every test program has sessions.
+pub fn failing(error: &Error) {
+    eprintln!("{error}");
+    let library = standin::library().expect("the stand-in");
+    // SAFETY: it is open, and its source has this function, which sets a number: a failed launch.
+    unsafe {
+        let library = Library::new(library).unwrap();
+        let fail = library.get::<unsafe extern "C" fn(i32)>(c"standin_fail");
+        fail.unwrap()(719);
     }
 }
 

@@ -9,7 +9,8 @@ use ort::session::RunOptions;
 use parking_lot::Mutex;
 
 use super::binding::{Binding, Slot};
-use super::options::Graphs;
+use super::options::{CudaProvider, Graphs};
+use super::processor::{self, Turn};
 use crate::device::cuda::{Cuda, CudaTensor, Element, Work};
 use crate::engine::cuda::{self, Program};
 use crate::engine::onnxruntime::provider::Provider;
@@ -124,8 +125,30 @@ impl cuda::Bound for Bound {
     }
 }
 
+impl Bound {
+    fn provider(&self) -> Option<&CudaProvider> {
+        match self.session.provider() {
+            Provider::Cuda(provider) => Some(provider),
+            Provider::Cpu => None,
+        }
+    }
+}
+
+impl Turn for Bound {
+    fn run(&self) {
+        let processor = self.provider().and_then(CudaProvider::processor);
+        if let (Err(error), Some(processor)) = (self.try_run(false), processor) {
+            (processor.failing)(&failed(&self.session, &error));
+        }
+    }
+}
+
 impl Work for Bound {
     fn enqueue(&self) -> Result<()> {
+        if self.provider().is_some_and(|p| p.processor().is_some()) {
+            // SAFETY: lists keep work until it is done, and launch no graph of work that is gone.
+            return unsafe { processor::put(&self.cuda, self) };
+        }
         let captured = match self.session.provider() {
             Provider::Cuda(_) => capturing(&self.cuda)?,
             Provider::Cpu => false,
@@ -208,6 +231,7 @@ fn slots<'a>(ports: &'a [Port], tensors: &'a [CudaTensor]) -> Vec<Slot<'a>> {
 fn kind(session: &Session) -> ort::Result<MemoryInfo<'static>> {
     let (device, number) = match session.provider() {
         Provider::Cpu => (AllocationDevice::CPU, 0),
+        Provider::Cuda(provider) if provider.processor().is_some() => (AllocationDevice::CPU, 0),
         Provider::Cuda(provider) => (AllocationDevice::CUDA, provider.device()),
     };
     MemoryInfo::new(device, number, AllocatorType::Device, MemoryType::Default)

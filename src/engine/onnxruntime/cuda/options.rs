@@ -13,6 +13,7 @@ use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 use parking_lot::MutexGuard;
 
+use super::processor::Processor;
 use crate::device::cuda::Cuda;
 use crate::engine::onnxruntime::library::Runtime;
 use crate::engine::onnxruntime::log;
@@ -87,6 +88,8 @@ pub struct CudaProvider {
     pub graphs: Graphs,
     /// Whether the session's graph moves tensors between the GPU and main memory.
     copies: Arc<AtomicBool>,
+    /// What runs it in the GPU's place.
+    processor: Option<Processor>,
 }
 
 impl CudaProvider {
@@ -97,6 +100,7 @@ impl CudaProvider {
             on_stream: false,
             graphs: Graphs::None("it runs rarely"),
             copies: Arc::default(),
+            processor: None,
         }
     }
 
@@ -107,6 +111,7 @@ impl CudaProvider {
             on_stream: true,
             graphs,
             copies: Arc::default(),
+            processor: None,
         }
     }
 
@@ -117,6 +122,16 @@ impl CudaProvider {
             Graphs::Session => Self::of_texts(cuda),
             _ => Self::of_frames(cuda, graphs),
         }
+    }
+
+    /// The same, with something that runs sessions in the GPU's place, if it is given.
+    pub fn run_by(self, processor: Option<Processor>) -> Self {
+        Self { processor, ..self }
+    }
+
+    /// What runs sessions in the GPU's place, if something does.
+    pub fn processor(&self) -> Option<Processor> {
+        self.processor
     }
 
     /// The same for one session more.
@@ -149,6 +164,9 @@ impl CudaProvider {
 
     /// Sets up the session.
     pub fn configure(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+        if self.processor.is_some() {
+            return Ok(builder);
+        }
         let mut provider = CUDA::default()
             .with_device_id(self.device())
             // The device's pool shares the memory, so the arena takes no more than it needs.
