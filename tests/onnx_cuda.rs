@@ -32,7 +32,14 @@ use half::f16;
 use parking_lot::{Mutex, MutexGuard};
 
 /// Largest difference allowed, as a share of the largest value: f16 has 11 bits, and results are rounded once.
-const TOLERANCE: f32 = 1e-3;
+fn tolerance() -> f32 {
+    match is_standing_in() {
+        // Nothing else differs there.
+        true => 5e-4,
+        false => 1e-3,
+    }
+}
+
 /// Timesteps in no order that anyone would sort them in.
 const TIMESTEPS: [u32; 4] = [321, 981, 41, 661];
 /// Frames after which the graph of a frame has been made, if it can be.
@@ -89,6 +96,7 @@ fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> CudaMod
 }
 
 twins! {
+    [Late]
     unets_of_all_architectures
     unets_of_the_parity_and_the_demo_model
     a_batch_that_the_graph_fixes
@@ -247,7 +255,7 @@ impl Pair {
                     let difference = difference(&found, &expected);
                     worst = worst.max(difference);
                     assert!(
-                        difference <= TOLERANCE,
+                        difference <= tolerance(),
                         "{}: {chunks} chunks, {count} rows of {frames} frames, time {time}: {difference:.1e}",
                         self.name
                     );
@@ -402,8 +410,8 @@ fn autoencoders(Gpu { cuda, .. }: &Gpu) {
                 "{}: encoding {encoding:.1e}, decoding {decoding:.1e}",
                 pair.name
             );
-            assert!(encoding <= TOLERANCE, "{}: {encoding:.1e}", pair.name);
-            assert!(decoding <= TOLERANCE, "{}: {decoding:.1e}", pair.name);
+            assert!(encoding <= tolerance(), "{}: {encoding:.1e}", pair.name);
+            assert!(decoding <= tolerance(), "{}: {decoding:.1e}", pair.name);
             // Noise that is missing or too much.
             assert!(
                 pair.gpu
@@ -440,7 +448,7 @@ fn contexts_change_between_frames(Gpu { cuda, .. }: &Gpu) {
             .collect();
         let expected = pair.expected(&whole, &rows);
         let difference = difference(&pair.found(cuda, &given, &rows), &expected);
-        assert!(difference <= TOLERANCE, "frame {frame}: {difference:.1e}");
+        assert!(difference <= tolerance(), "frame {frame}: {difference:.1e}");
     }
 }
 
@@ -513,7 +521,7 @@ fn frames_stay(cuda: &Cuda, pair: &Pair) {
         let expected = frame_on_host(pair, &whole, pictures);
         // Three components, each with rounded results.
         let difference = difference(std::slice::from_ref(found), &[expected]);
-        assert!(difference <= 4.0 * TOLERANCE, "{difference:.1e}");
+        assert!(difference <= 4.0 * tolerance(), "{difference:.1e}");
     }
     (0..SETTLED).for_each(|i| drop(run(i)));
     let (before, free) = (cuda.launches(), cuda.memory().unwrap().0);
@@ -523,16 +531,21 @@ fn frames_stay(cuda: &Cuda, pair: &Pair) {
         equal += usize::from(found.data() == first.data());
         // The same kernels on the same values; but libraries may take others when they are captured.
         let difference = difference(&[found], std::slice::from_ref(first));
-        assert!(difference <= TOLERANCE, "frame {i}: {difference:.1e}");
+        assert!(difference <= tolerance(), "frame {i}: {difference:.1e}");
     }
     let (after, left) = (cuda.launches(), cuda.memory().unwrap().0);
     assert_eq!(cuda.allocated(), allocated);
     // Others may use the GPU too, so not to the byte.
     let grown = free.saturating_sub(left);
+    let (exact, most) = match is_standing_in() {
+        true => (200, 0),
+        false => (0, 64 << 20),
+    };
     assert!(
-        grown < 64 << 20,
+        grown <= most,
         "{grown} bytes more are in use after 200 frames"
     );
+    assert!(equal >= exact, "{equal} of 200 to the bit");
     println!(
         "{}; {:?}; {before:?} {after:?}; {equal} of 200 to the bit",
         pair.gpu.graphs(),
@@ -565,7 +578,7 @@ fn threads_share_a_model(Gpu { cuda, .. }: &Gpu) {
                     let expected = pair.expected(whole, std::slice::from_ref(&row));
                     let found = pair.found(cuda, given, &[row]);
                     let difference = difference(&found, &expected);
-                    assert!(difference <= TOLERANCE, "{thread}, {i}: {difference:.1e}");
+                    assert!(difference <= tolerance(), "{thread}, {i}: {difference:.1e}");
                 }
                 cuda.release_thread();
             });
@@ -598,7 +611,7 @@ fn prompts_change_while_frames_run(Gpu { cuda, .. }: &Gpu) {
                     &pair.found(cuda, &contexts, &rows),
                     &pair.expected(&whole, &rows),
                 );
-                assert!(difference <= TOLERANCE, "prompt {i}: {difference:.1e}");
+                assert!(difference <= tolerance(), "prompt {i}: {difference:.1e}");
             }
         });
         let mut frames = 0;
@@ -606,7 +619,7 @@ fn prompts_change_while_frames_run(Gpu { cuda, .. }: &Gpu) {
             let found = frame(cuda, pair, &given, &pictures);
             let difference = difference(&[found], std::slice::from_ref(&expected));
             assert!(
-                difference <= 4.0 * TOLERANCE,
+                difference <= 4.0 * tolerance(),
                 "frame {frames}: {difference:.1e}"
             );
             frames += 1;

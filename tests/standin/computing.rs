@@ -29,11 +29,21 @@ const INCLUDED: [&str; 3] = [
     "kernels/host/threads.h",
 ];
 
+/// When streams do their work.
+#[derive(Clone, Copy, PartialEq)]
+#[allow(dead_code)] // Not every test program has both.
+pub enum When {
+    /// When something waits for it.
+    Late,
+    /// As early as events allow.
+    Early,
+}
+
 /// Runs `scenario`, the body of the test called `name`, in a process that has this stand-in, and whose environment has
-/// `variables` besides: once on streams that put work off, and once on streams that do it early. It may leave nothing on the
-/// device, nor have asked it for what makes no sense.
+/// `variables` besides: once for each way of the streams. It may leave nothing on the device, nor have asked it for what makes
+/// no sense.
 #[track_caller]
-pub fn run(name: &str, variables: &[(&str, &str)], scenario: impl Fn()) {
+pub fn run(name: &str, variables: &[(&str, &str)], ways: &[When], scenario: impl Fn()) {
     if standin::library().is_none() {
         let kernels = KERNELS.to_str().expect("a path that is text");
         let sources = ["tests/standin/driver.c", kernels];
@@ -53,10 +63,10 @@ pub fn run(name: &str, variables: &[(&str, &str)], scenario: impl Fn()) {
         )
     };
     let (eager, live, misused) = (eager.unwrap(), live.unwrap(), misused.unwrap());
-    for early in [0, 1] {
+    for when in ways {
         for stream in 0..STREAMS {
             // SAFETY: says how streams are that are made from now on.
-            unsafe { eager(stream, early) };
+            unsafe { eager(stream, i32::from(*when == When::Early)) };
         }
         scenario();
         // SAFETY: they read numbers.

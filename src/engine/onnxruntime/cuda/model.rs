@@ -101,6 +101,7 @@ fn load(
         attention: false,
         ..fusions
     });
+    let fusions = fusions.filter(|fusions| *fusions != Fusions::NONE);
     let (width, height) = fusing::typical_size(folder);
     let session = |file: &ComponentFile, channels: usize, scale: usize| {
         let rows = file.batch().unwrap_or(1);
