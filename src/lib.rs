@@ -6,6 +6,10 @@
 //! [`element`] speaks GStreamer, [`stream`] is the algorithm, [`device`] does its arithmetic, [`engine`] runs its neural
 //! networks and [`model`] reads model folders. `docs/design.md` has the picture.
 
+// What tests of the library share with those of tests/ names it from outside.
+#[cfg(test)]
+extern crate self as gststreamdiffusion;
+
 pub mod device;
 mod element;
 pub mod engine;

@@ -13,7 +13,7 @@ use gststreamdiffusion::device::cuda::kernels::SOURCE;
 use gststreamdiffusion::error::Error;
 use libloading::Library;
 
-use crate::standin::{self, Seen};
+use super::standin::{self, Seen};
 
 /// As many as a device makes: for computing, and for frames that come and go.
 const STREAMS: i32 = 3;
@@ -88,12 +88,18 @@ pub fn failing(error: &Error) {
     }
 }
 
+/// Cargo's folder for what tests make, of which it tells those in tests/ only: target/tmp, for a program in target/debug/deps.
+fn folder() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let target = program.ancestors().nth(3).expect("a folder of cargo's");
+    option_env!("CARGO_TARGET_TMPDIR").map_or(target.join("tmp"), PathBuf::from)
+}
+
 /// The kernels as a library that has `standin_launch`, made once and again when a source changes: that takes seconds.
 static KERNELS: LazyLock<PathBuf> = LazyLock::new(|| {
-    let (root, folder) = (
-        Path::new(env!("CARGO_MANIFEST_DIR")),
-        Path::new(env!("CARGO_TARGET_TMPDIR")),
-    );
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = folder();
+    fs::create_dir_all(&folder).unwrap();
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
     let flags = "-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -fno-strict-aliasing -w";
     let mut hasher = DefaultHasher::new();

@@ -54,6 +54,7 @@ static _Atomic int sticking;
 static int resets_refused, never_again, version = 13000, eager_after[STREAMS];
 static size_t memory = (size_t)1 << 32, taken;
 static long resets, made;
+/* The thread's context: 0x77 is the primary one. */
 static __thread long current;
 
 static int check(void)
@@ -289,8 +290,8 @@ int cuDevicePrimaryCtxReset_v2(int device)
     forget();
     return OK;
 }
-int cuCtxGetCurrent(void **context) { *context = current ? (void *)0x77 : NULL; return OK; }
-int cuCtxSetCurrent(void *context) { current = context != NULL; return OK; }
+int cuCtxGetCurrent(void **context) { *context = (void *)current; return OK; }
+int cuCtxSetCurrent(void *context) { current = (long)context; return OK; }
 int cuCtxSynchronize(void) { return check(); }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = memory - taken; *total = memory; return check(); }
 
@@ -332,7 +333,8 @@ int cuStreamDestroy_v2(void *stream)
 int cuStreamSynchronize(void *stream)
 {
     int error = check();
-    if (error)
+    /* The default stream has nothing put off. */
+    if (error || !stream)
         return error;
     pthread_mutex_lock(&lock);
     int i = index_of(stream);
@@ -596,3 +598,91 @@ int nvrtcCompileProgram(void *program, int count, const char *const *options) { 
 int nvrtcGetCUBINSize(void *program, size_t *size) { *size = 1; return OK; }
 int nvrtcGetCUBIN(void *program, char *code) { *code = 0; return OK; }
 int nvrtcDestroyProgram(void **program) { return OK; }
+
+/* What GStreamer's CUDA library asks for besides. It works on the default stream, which waits for no other one here. */
+
+static __thread struct { int depth; long contexts[16]; } stack;
+
+int cuCtxPushCurrent_v2(void *context)
+{
+    if (stack.depth == 16)
+        return INVALID_VALUE;
+    stack.contexts[stack.depth++] = current;
+    current = (long)context;
+    return OK;
+}
+int cuCtxPopCurrent_v2(void **context)
+{
+    if (!stack.depth)
+        return NO_CONTEXT;
+    if (context)
+        *context = (void *)current;
+    current = stack.contexts[--stack.depth];
+    return OK;
+}
+/* Other contexts than the primary one. */
+int cuCtxCreate_v2(void **context, unsigned flags, int device)
+{
+    *context = (void *)0x78;
+    return cuCtxPushCurrent_v2(*context);
+}
+int cuCtxDestroy_v2(void *context) { return OK; }
+int cuDeviceCanAccessPeer(int *can, int device, int peer) { *can = 0; return OK; }
+int cuCtxEnablePeerAccess(void *peer, unsigned flags) { return NOT_SUPPORTED; }
+int cuCtxDisablePeerAccess(void *peer) { return NOT_SUPPORTED; }
+
+enum { PITCH = 512 };
+int cuMemAllocPitch_v2(void **pointer, size_t *pitch, size_t width, size_t height, unsigned element)
+{
+    *pitch = (width + PITCH - 1) / PITCH * PITCH;
+    return cuMemAlloc_v2(pointer, *pitch * height);
+}
+int cuStreamDestroy(void *stream) { return cuStreamDestroy_v2(stream); }
+int cuMemAllocHost_v2(void **pointer, size_t size) { return cuMemHostAlloc(pointer, size, 0); }
+
+/* CUDA_MEMCPY2D, as the driver's interface has it. */
+struct side { size_t x, y; int type; void *host, *device, *array; size_t pitch; };
+struct rectangle { struct side from, to; size_t width, height; };
+
+static char *row(const struct side *side, size_t y)
+{
+    /* 1 is the host. */
+    return (char *)(side->type == 1 ? side->host : side->device) + (side->y + y) * side->pitch + side->x;
+}
+
+int cuMemcpy2DAsync_v2(const struct rectangle *copied, void *stream)
+{
+    int error = check();
+    if (error)
+        return error;
+    pthread_mutex_lock(&lock);
+    int i = index_of(stream);
+    for (size_t y = 0; y < copied->height; y++) {
+        struct operation operation = {.kind = COPY, .to = row(&copied->to, y), .from = row(&copied->from, y), .size = copied->width};
+        if (i)
+            put(i, operation);
+        else
+            memcpy(operation.to, operation.from, operation.size);
+    }
+    pthread_mutex_unlock(&lock);
+    return check();
+}
+int cuMemcpy2D_v2(const struct rectangle *copied) { return cuMemcpy2DAsync_v2(copied, NULL); }
+int cuMemcpyPeerAsync(void *to, void *to_context, void *from, void *from_context, size_t size, void *stream)
+{
+    return copy(to, from, size, stream, NULL);
+}
+
+#define REFUSED(name) int name(void) { return NOT_SUPPORTED; }
+REFUSED(cuGLGetDevices_v2)
+REFUSED(cuGraphicsGLRegisterBuffer)
+REFUSED(cuGraphicsGLRegisterImage)
+REFUSED(cuGraphicsMapResources)
+REFUSED(cuGraphicsResourceGetMappedPointer_v2)
+REFUSED(cuGraphicsResourceSetMapFlags_v2)
+REFUSED(cuGraphicsSubResourceGetMappedArray)
+REFUSED(cuGraphicsUnmapResources)
+REFUSED(cuGraphicsUnregisterResource)
+REFUSED(cuModuleLoadData)
+REFUSED(cuTexObjectCreate)
+REFUSED(cuTexObjectDestroy)

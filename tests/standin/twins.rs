@@ -3,16 +3,15 @@
 /// Makes two tests of each function, which is given what the file's `gpu` gives: the GPU, or what stands in for it, whose
 /// streams do their work late, early, or once so and once so.
 macro_rules! twins {
-    ([$($when:ident)*] $($name:ident)*) => {
-        #[cfg(target_os = "linux")]
-        const WAYS: &[crate::computing::When] = &[$(crate::computing::When::$when),*];
-
+    ($ways:tt $($name:ident)*) => {
         $(mod $name {
             #[test]
             #[cfg(target_os = "linux")]
             fn on_the_stand_in() {
-                let name = concat!(stringify!($name), "::on_the_stand_in");
-                crate::computing::run(name, &[], super::WAYS, || super::$name(&super::gpu()));
+                // As the test is called, which is without the crate.
+                let path = concat!(module_path!(), "::on_the_stand_in");
+                let name = path.split_once("::").map_or(path, |parts| parts.1);
+                super::computing::run(name, &[], ways!($ways), || super::$name(&super::gpu()));
             }
 
             #[test]
@@ -21,5 +20,12 @@ macro_rules! twins {
                 super::$name(&super::gpu());
             }
         })*
+    };
+}
+
+#[cfg(target_os = "linux")]
+macro_rules! ways {
+    ([$($when:ident)*]) => {
+        &[$(super::computing::When::$when),*]
     };
 }

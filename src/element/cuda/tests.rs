@@ -1,5 +1,15 @@
-//! Frames in a GPU's memory, through the element. All of these need an NVIDIA GPU, an ONNX Runtime for it and GStreamer's
-//! CUDA library.
+//! Frames in a GPU's memory, through the element: on an NVIDIA GPU, with an ONNX Runtime for it, and on the stand-in that
+//! computes. GStreamer's CUDA library is needed for both.
+
+#[cfg(target_os = "linux")]
+#[path = "../../../tests/standin/computing.rs"]
+mod computing;
+#[cfg(target_os = "linux")]
+#[path = "../../../tests/standin/mod.rs"]
+mod standin;
+#[macro_use]
+#[path = "../../../tests/standin/twins.rs"]
+mod twins;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +22,7 @@ use gst_video::{VideoFrameRef, VideoInfo};
 use super::{Context, Gpu, Mapped, Sharing, TYPE, context, is_cuda};
 use crate::device::cuda::Cuda;
 use crate::element::caps::{CUDA_FORMATS, Memory};
+use crate::engine::onnxruntime::put_processor_in_place;
 
 const FRAMES: u64 = 5;
 
@@ -199,9 +210,34 @@ fn rough(format: &str, frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     }
 }
 
-fn gpu() -> Arc<Gpu> {
+/// The GPU, or what stands in for it, for one test alone.
+struct Machine {
+    alone: MutexGuard<'static, ()>,
+}
+
+impl Machine {
+    fn open(&self) -> Arc<Gpu> {
+        Gpu::open(0).unwrap()
+    }
+}
+
+fn gpu() -> Machine {
+    let alone = alone();
     init();
-    Gpu::open(0).unwrap()
+    #[cfg(target_os = "linux")]
+    if is_standing_in() {
+        // SAFETY: the stand-in's memory is main memory.
+        unsafe { put_processor_in_place(computing::failing) };
+    }
+    Machine { alone }
+}
+
+/// Whether this process has the stand-in.
+fn is_standing_in() -> bool {
+    #[cfg(target_os = "linux")]
+    return standin::library().is_some();
+    #[cfg(not(target_os = "linux"))]
+    return false;
 }
 
 fn sharing(gpu: &Gpu) -> &Sharing {
@@ -210,11 +246,29 @@ fn sharing(gpu: &Gpu) -> &Sharing {
         .expect("GStreamer's CUDA library is needed")
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn the_kind_of_memory_does_not_change_the_picture() {
-    let _alone = alone();
-    let gpu = gpu();
+twins! {
+    [Late]
+    every_format_goes_through_gpu_memory
+    starting_and_stopping_leaves_nothing_behind
+}
+
+twins! {
+    [Early]
+    the_kind_of_memory_does_not_change_the_picture
+}
+
+twins! {
+    [Late Early]
+    the_gpu_and_the_cpu_make_the_same_picture
+    frames_of_another_context_are_copied
+    neighbours_get_our_context_and_pools
+    two_elements_share_the_gpu_and_the_model
+    a_flush_in_the_middle_lets_go_of_everything
+    maps_see_the_same_frame
+}
+
+fn the_kind_of_memory_does_not_change_the_picture(machine: &Machine) {
+    let gpu = machine.open();
     let sharing = sharing(&gpu);
     use Memory::{Cuda, System};
     for (format, size) in [
@@ -222,7 +276,7 @@ fn the_kind_of_memory_does_not_change_the_picture() {
         ("RGBA", (64, 64)),
         ("I420", (98, 70)),
         ("BGRx", (131, 77)),
-        ("P010_10LE", (320, 180)),
+        ("P010_10LE", (160, 90)),
     ] {
         let run = |from: Memory, to: Memory| {
             let (input, output) = (caps(format, size, from), caps(format, size, to));
@@ -243,11 +297,8 @@ fn the_kind_of_memory_does_not_change_the_picture() {
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn the_gpu_and_the_cpu_make_the_same_picture() {
-    let _alone = alone();
-    let gpu = gpu();
+fn the_gpu_and_the_cpu_make_the_same_picture(machine: &Machine) {
+    let gpu = machine.open();
     for (format, tolerance) in [("RGB", 2.0), ("NV12", 4.0)] {
         let caps = caps(format, (64, 64), Memory::System);
         let run = |backend: &str| {
@@ -269,11 +320,8 @@ fn the_gpu_and_the_cpu_make_the_same_picture() {
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn every_format_goes_through_gpu_memory() {
-    let _alone = alone();
-    let gpu = gpu();
+fn every_format_goes_through_gpu_memory(machine: &Machine) {
+    let gpu = machine.open();
     let sharing = sharing(&gpu);
     for format in CUDA_FORMATS {
         let caps = caps(format.to_str(), (96, 64), Memory::Cuda);
@@ -283,14 +331,11 @@ fn every_format_goes_through_gpu_memory() {
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn frames_of_another_context_are_copied() {
-    let alone_here = alone();
-    let _exported = Exported::new(&alone_here);
-    let gpu = gpu();
-    let input = caps("NV12", (320, 240), Memory::Cuda);
-    let output = caps("RGB", (320, 240), Memory::System);
+fn frames_of_another_context_are_copied(machine: &Machine) {
+    let gpu = machine.open();
+    let _exported = Exported::new(&machine.alone);
+    let input = caps("NV12", (128, 96), Memory::Cuda);
+    let output = caps("RGB", (128, 96), Memory::System);
     let run = |sharing: &Sharing| {
         let element = element("onnxruntime-cuda");
         let pictures = restyle(&element, &source(sharing, &input), &input, &output);
@@ -307,11 +352,8 @@ fn frames_of_another_context_are_copied() {
     alike(&run(&foreign), &ours, 0, "foreign context");
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn neighbours_get_our_context_and_pools() {
-    let _alone = alone();
-    let gpu = gpu();
+fn neighbours_get_our_context_and_pools(machine: &Machine) {
+    let gpu = machine.open();
     let sharing = sharing(&gpu);
     // Already before it starts: encoders open their context on the way to READY.
     let element = element("onnxruntime-cuda");
@@ -325,7 +367,7 @@ fn neighbours_get_our_context_and_pools() {
         assert!(object == sharing.context);
         assert_eq!(object.device(), 0);
     }
-    let caps = caps("NV12", (320, 240), Memory::Cuda);
+    let caps = caps("NV12", (128, 96), Memory::Cuda);
     let mut harness = Harness::with_element(&element, Some("sink"), Some("src"));
     harness.set_sink_caps(caps.clone());
     harness.set_src_caps(caps.clone());
@@ -358,12 +400,9 @@ fn neighbours_get_our_context_and_pools() {
     element.set_state(gst::State::Null).unwrap();
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn two_elements_share_the_gpu_and_the_model() {
-    let alone_here = alone();
-    let _exported = Exported::new(&alone_here);
-    let gpu = gpu();
+fn two_elements_share_the_gpu_and_the_model(machine: &Machine) {
+    let gpu = machine.open();
+    let _exported = Exported::new(&machine.alone);
     let caps = caps("RGBA", (64, 64), Memory::Cuda);
     let elements = [element("onnxruntime-cuda"), element("onnxruntime-cuda")];
     let sharing = sharing(&gpu);
@@ -388,21 +427,18 @@ fn two_elements_share_the_gpu_and_the_model() {
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn starting_and_stopping_leaves_nothing_behind() {
-    let _alone = alone();
-    init();
+fn starting_and_stopping_leaves_nothing_behind(machine: &Machine) {
     // Of the process, not of an element: the driver and ONNX Runtime keep what they loaded.
     let kept = Cuda::new(0).unwrap();
-    let caps = caps("NV12", (320, 240), Memory::Cuda);
+    let caps = caps("NV12", (96, 64), Memory::Cuda);
     let mut free = Vec::new();
     let mut contexts = Vec::new();
-    for round in 0..50 {
+    let rounds = if is_standing_in() { 12 } else { 50 };
+    for round in 0..rounds {
         let element = element("onnxruntime-cuda");
         let weak = element.downgrade();
         {
-            let gpu = gpu();
+            let gpu = machine.open();
             let sharing = sharing(&gpu);
             contexts.push(sharing.context.weak());
             restyle(&element, &source(sharing, &caps), &caps, &caps);
@@ -420,19 +456,16 @@ fn starting_and_stopping_leaves_nothing_behind() {
         );
         free.push(kept.memory().unwrap().0);
     }
-    let (early, late) = (free[9], free[49]);
+    let (early, late) = (free[9], free[rounds - 1]);
     assert!(
         late + (32 << 20) >= early,
         "{early} bytes were free, then {late}: {free:?}"
     );
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn a_flush_in_the_middle_lets_go_of_everything() {
-    let _alone = alone();
-    let gpu = gpu();
-    let caps = caps("NV12", (640, 480), Memory::Cuda);
+fn a_flush_in_the_middle_lets_go_of_everything(machine: &Machine) {
+    let gpu = machine.open();
+    let caps = caps("NV12", (320, 240), Memory::Cuda);
     let element = element("onnxruntime-cuda");
     let pool = source(sharing(&gpu), &caps);
     let info = VideoInfo::from_caps(&caps).unwrap();
@@ -447,11 +480,12 @@ fn a_flush_in_the_middle_lets_go_of_everything() {
         let flush = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_micros(300 * round));
             sink.send_event(gst::event::FlushStart::new());
-            sink.send_event(gst::event::FlushStop::new(true));
+            sink
         });
         // Flushing, or through before it.
         let _ = harness.push(buffer);
-        flush.join().unwrap();
+        let sink = flush.join().unwrap();
+        sink.send_event(gst::event::FlushStop::new(true));
         let segment = gst::FormattedSegment::<gst::ClockTime>::new();
         assert!(harness.push_event(gst::event::Segment::new(&segment)));
     }
@@ -515,7 +549,7 @@ fn an_element_whose_gpu_failed_says_so_and_starts_again() {
     harness.pull().unwrap();
     assert_ne!(use_of(&auto, "device"), "CPU");
     {
-        let gpu = gpu();
+        let gpu = Gpu::open(0).unwrap();
         let layout = crate::device::video::VideoLayout::dense(
             crate::device::video::PixelFormat::Rgb,
             64,
@@ -572,11 +606,8 @@ fn an_element_whose_gpu_failed_says_so_and_starts_again() {
 }
 
 /// What is written through one map is read through the other, at the planes that metas name.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn maps_see_the_same_frame() {
-    let _alone = alone();
-    let gpu = gpu();
+fn maps_see_the_same_frame(machine: &Machine) {
+    let gpu = machine.open();
     let sharing = sharing(&gpu);
     let caps = caps("NV12", (322, 242), Memory::Cuda);
     let info = VideoInfo::from_caps(&caps).unwrap();

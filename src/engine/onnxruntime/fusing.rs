@@ -141,10 +141,14 @@ pub(super) fn try_out(
     }
 }
 
-/// Width and height in pixels that the model of `folder` is usually run with.
-pub(super) fn typical_size(folder: &ModelFolder) -> (usize, usize) {
+/// Width and height in pixels that the model of `folder` is tried with on `provider`: those that it is usually run with.
+pub(super) fn trial_size(folder: &ModelFolder, provider: &Provider) -> (usize, usize) {
     let defaults = &folder.manifest().defaults;
-    let side = defaults.size.unwrap_or(SIZE);
+    let side = match provider.is_processor() {
+        // It takes long, and has no operators that depend on the size.
+        true => folder.multiple(),
+        false => defaults.size.unwrap_or(SIZE),
+    };
     let rounded = |pixels: usize| {
         let multiple = folder.multiple().max(1);
         (pixels / multiple).max(1) * multiple
@@ -208,7 +212,7 @@ mod tests {
     fn a_graph_that_does_not_work_is_not_taken() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/sd2");
         let folder = ModelFolder::open(&folder).unwrap();
-        let (width, height) = typical_size(&folder);
+        let (width, height) = trial_size(&folder, &Provider::Cpu);
         assert!(width.is_multiple_of(folder.multiple()) && height >= folder.multiple());
         let encoder = Session::open(folder.vae_encoder(), &Provider::Cpu).unwrap();
         let tried = |tensor: HostTensor| try_out(&encoder, || Ok(vec![tensor]));

@@ -18,6 +18,9 @@ pub(super) use cuda::Rarely;
 #[doc(hidden)]
 pub use cuda::open_on_processor as open_cuda_on_processor;
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use cuda::processor::put_in_place as put_processor_in_place;
+#[cfg(feature = "cuda")]
 pub use cuda::{
     available as cuda_available, open as open_cuda, open_exported as open_cuda_exported,
     open_telling as open_cuda_telling, open_whole as open_cuda_whole,

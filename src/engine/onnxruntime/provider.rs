@@ -79,6 +79,15 @@ impl Provider {
         }
     }
 
+    /// Whether a processor runs them.
+    pub fn is_processor(&self) -> bool {
+        match self {
+            Self::Cpu => true,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(provider) => provider.processor().is_some(),
+        }
+    }
+
     /// Sets up the session.
     pub fn configure(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
         match self {

@@ -39,7 +39,6 @@ pub(super) struct Session {
     inner: Mutex<OrtSession>,
     component: Component,
     /// Holds what the session must not outlive.
-    #[cfg(feature = "cuda")]
     provider: Provider,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
@@ -73,7 +72,6 @@ impl Session {
         Ok(Self {
             inner: Mutex::new(inner),
             component: file.component,
-            #[cfg(feature = "cuda")]
             provider,
             inputs,
             outputs,
@@ -113,7 +111,6 @@ impl Session {
         Ok(Self {
             inner: Mutex::new(inner),
             component: file.component,
-            #[cfg(feature = "cuda")]
             provider,
             inputs,
             outputs,
@@ -158,7 +155,6 @@ impl Session {
     }
 
     /// What it runs on.
-    #[cfg(feature = "cuda")]
     pub fn provider(&self) -> &Provider {
         &self.provider
     }

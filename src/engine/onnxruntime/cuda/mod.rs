@@ -4,7 +4,7 @@ mod binding;
 mod bound;
 mod model;
 mod options;
-mod processor;
+pub(super) mod processor;
 #[cfg(feature = "tensorrt")]
 mod rarely;
 

@@ -24,22 +24,22 @@ pub fn available() -> Result<()> {
 /// Loads all components of `folder` on `cuda`, to be run by ONNX Runtime. What the U-Net can compute ahead is split from
 /// it. An error says what is missing where this ONNX Runtime cannot use a GPU.
 pub fn open(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, None, true, usual(), &silent)
+    load(folder, cuda, Processor::in_place(), true, usual(), &silent)
 }
 
 /// The same, telling of each component.
 pub fn open_telling(folder: &ModelFolder, cuda: &Cuda, tell: Telling<'_>) -> Result<CudaModel> {
-    load(folder, cuda, None, true, usual(), tell)
+    load(folder, cuda, Processor::in_place(), true, usual(), tell)
 }
 
 /// The same with the U-Net in one piece, to compare.
 pub fn open_whole(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, None, false, usual(), &silent)
+    load(folder, cuda, Processor::in_place(), false, usual(), &silent)
 }
 
 /// The same with the graphs run as they were exported, to compare.
 pub fn open_exported(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, None, true, None, &silent)
+    load(folder, cuda, Processor::in_place(), true, None, &silent)
 }
 
 /// The same with sessions run by ONNX Runtime's CPU provider, in their turn on the device's stream: for tests without a GPU.
@@ -62,7 +62,11 @@ pub unsafe fn open_on_processor(
 
 /// What a GPU runs fastest.
 fn usual() -> Option<Fusions> {
-    fusions_or_asked(Some(Fusions::ALL))
+    let all = match Processor::in_place() {
+        Some(_) => Fusions::ATTENTION,
+        None => Fusions::ALL,
+    };
+    fusions_or_asked(Some(all))
 }
 
 fn load(
@@ -102,7 +106,7 @@ fn load(
         ..fusions
     });
     let fusions = fusions.filter(|fusions| *fusions != Fusions::NONE);
-    let (width, height) = fusing::typical_size(folder);
+    let (width, height) = fusing::trial_size(folder, &on.frames);
     let session = |file: &ComponentFile, channels: usize, scale: usize| {
         let rows = file.batch().unwrap_or(1);
         let shape = [rows, channels, height / scale, width / scale];

@@ -216,6 +216,9 @@ fn options(text: &str) -> impl Iterator<Item = (&str, &str)> {
 
 /// An error that says what is missing, unless this ONNX Runtime can run sessions on NVIDIA's GPUs.
 pub fn check(runtime: &Runtime) -> Result<()> {
+    if Processor::in_place().is_some() {
+        return Ok(());
+    }
     let available = CUDA::is_available().unwrap_or(false);
     let missing = missing(&runtime.path, available, |name| {
         // SAFETY: runs the initialisers of a library that the provider would open itself.

@@ -4,6 +4,7 @@
 //! which come in their turn, in graphs too.
 
 use std::ffi::c_void;
+use std::sync::OnceLock;
 
 use cudarc::driver::sys;
 
@@ -16,6 +17,24 @@ pub struct Processor {
     /// Told of runs that failed, on whatever thread: a host function has no one else to tell. It must not ask the driver for
     /// anything.
     pub failing: fn(&Error),
+}
+
+static IN_PLACE: OnceLock<Processor> = OnceLock::new();
+
+/// From now on, all sessions of this process that are made for a GPU are run by a processor, in their turn on the device's
+/// stream: for tests without a GPU. `failing` is told of runs that failed; it must not ask the driver for anything.
+///
+/// # Safety
+/// The memory of every device must be main memory.
+pub unsafe fn put_in_place(failing: fn(&Error)) {
+    IN_PLACE.get_or_init(|| Processor { failing });
+}
+
+impl Processor {
+    /// The one in the place of GPUs, where a test has put one.
+    pub fn in_place() -> Option<Self> {
+        IN_PLACE.get().copied()
+    }
 }
 
 /// What is run in its turn on a stream.

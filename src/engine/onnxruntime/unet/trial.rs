@@ -3,7 +3,7 @@
 use super::given::{Given, MadeUp};
 use super::parts::{Feed, Rows, Slow, Source};
 use crate::device::HostTensor;
-use crate::engine::onnxruntime::fusing::{Attempt, typical_size, waves};
+use crate::engine::onnxruntime::fusing::{Attempt, trial_size, waves};
 use crate::engine::onnxruntime::session::Session;
 use crate::error::Error;
 use crate::model::{ModelFolder, Port, Role};
@@ -19,7 +19,7 @@ pub fn call(
 ) -> Attempt<Vec<HostTensor>> {
     let said = |e: Error| e.to_string();
     let file = folder.unet();
-    let (width, height) = typical_size(folder);
+    let (width, height) = trial_size(folder, live.provider());
     let scale = folder.latent_scale();
     let size = (height / scale, width / scale);
     let made_up = given.made_up(folder, size);
