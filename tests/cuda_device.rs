@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gststreamdiffusion::device::cuda::{Cuda, CudaTensor, Element, Work};
-use gststreamdiffusion::device::video::{Colour, PixelFormat, VideoLayout};
+use gststreamdiffusion::device::video::{
+    self, Colour, Component, Family, Matrix, PixelFormat, VideoLayout,
+};
 use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor, Update};
 use gststreamdiffusion::error::Result;
 use half::f16;
@@ -69,6 +71,7 @@ twins! {
     frames_become_one_graph_and_stay_right
     threads_do_not_mix_their_frames
     video_frames_come_in_and_go_out
+    frames_of_every_format
     frames_that_overlap_are_not_mixed_up
     what_cannot_be_had_is_told
 }
@@ -382,6 +385,77 @@ fn video_frames_come_in_and_go_out(gpu: &Cuda) {
     }
     let short = gpu.import_host(&bytes[1..], &layout, Colour::FULL_RGB, (width, height));
     assert!(short.unwrap_err().to_string().contains("expected"));
+}
+
+/// Where the samples of a component begin.
+fn samples(layout: &VideoLayout, component: &Component) -> Vec<usize> {
+    let rows = layout.height().div_ceil(1 << component.sub_y);
+    let row = layout.width().div_ceil(1 << component.sub_x);
+    let start = layout.offsets()[component.plane] + component.offset;
+    let stride = layout.strides()[component.plane];
+    let row = |y: usize| (0..row).map(move |x| start + y * stride + x * component.step);
+    (0..rows).flat_map(row).collect()
+}
+
+/// A frame of one colour in every format, with gaps between rows and planes: its numbers come in, and its codes go out.
+fn frames_of_every_format(gpu: &Cuda) {
+    let (width, height) = (30, 17);
+    for format in PixelFormat::ALL {
+        let colour = match format.family() {
+            Family::Rgb => Colour::FULL_RGB,
+            Family::Yuv | Family::Gray => Colour {
+                matrix: Matrix::Bt709,
+                full_range: false,
+            },
+        };
+        let dense = VideoLayout::dense(format, width, height).unwrap();
+        let strides = dense.strides().map(|stride| stride + 12);
+        let offsets = std::array::from_fn(|i| 20 + 4000 * i);
+        let layout = VideoLayout::new(format, width, height, offsets, strides, 12_000).unwrap();
+        // Ten bits are the upper ones of two bytes.
+        let (bytes, unit) = match format.bits() {
+            8 => (1, 1),
+            _ => (2, 1 << 8),
+        };
+        let code = |frame: &[u8], at: usize| {
+            let bytes = frame[at..at + bytes].iter().rev();
+            bytes.fold(0, |code, byte| code << 8 | i32::from(*byte))
+        };
+        let colours = [120, 90, 160i32];
+        let mut frame = vec![0x5a; layout.size()];
+        for (component, colour) in format.components().iter().zip(colours) {
+            for at in samples(&layout, component) {
+                let code = (colour * unit).to_le_bytes();
+                frame[at..at + bytes].copy_from_slice(&code[..bytes]);
+            }
+        }
+        let codes = colours.map(|colour| (colour * if bytes == 2 { 4 } else { 1 }) as f32);
+        let expected = video::to_tensor(format, colour).map(|[a, b, c, d]| {
+            let value = a * codes[0] + b * codes[1] + c * codes[2] + d;
+            value.clamp(-1.0, 1.0)
+        });
+        for size in [(width, height), (46, 10)] {
+            let picture = gpu.import_host(&frame, &layout, colour, size).unwrap();
+            let values = gpu.download(&picture).unwrap();
+            for (i, value) in values.data().iter().enumerate() {
+                let apart = (value - expected[i / (size.0 * size.1)]).abs();
+                assert!(apart < 1e-3, "{format:?}, {size:?}: {apart} away at {i}");
+            }
+            let mut back = vec![0x33; layout.size()];
+            (gpu.export_host(&picture, &mut back, &layout, colour)).unwrap();
+            for (component, colour) in format.components().iter().zip(colours) {
+                for at in samples(&layout, component) {
+                    let apart = (code(&back, at) - colour * unit).abs();
+                    assert!(apart <= unit, "{format:?}: {apart} away at byte {at}");
+                }
+            }
+            // Before the first plane, and behind the first row.
+            let row = layout.plane_size(&format.planes()[0]).0;
+            for gap in [0..20, 20 + row..20 + strides[0]] {
+                assert_eq!(back[gap.clone()], vec![0x33; gap.len()], "{format:?}");
+            }
+        }
+    }
 }
 
 /// One thread has frames copied up, one takes them in and begins to hand them out, one takes them.

@@ -81,11 +81,7 @@ fn is_standing_in() -> bool {
 fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> CudaModel {
     #[cfg(target_os = "linux")]
     if is_standing_in() {
-        let failing = computing::failing;
-        // SAFETY: the stand-in's memory is main memory.
-        let model =
-            unsafe { onnxruntime::open_cuda_on_processor(folder, cuda, split, faster, failing) };
-        return model.unwrap();
+        return computing::open(folder, cuda, split, faster);
     }
     let model = match (split, faster) {
         (true, true) => onnxruntime::open_cuda(folder, cuda),

@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
+use gststreamdiffusion::device::cuda::Cuda;
 use gststreamdiffusion::device::cuda::kernels::SOURCE;
+use gststreamdiffusion::engine::cuda::CudaModel;
+use gststreamdiffusion::engine::onnxruntime;
 use gststreamdiffusion::error::Error;
+use gststreamdiffusion::model::ModelFolder;
 use libloading::Library;
 
 use super::standin::{self, Seen};
@@ -75,9 +79,18 @@ pub fn run(name: &str, variables: &[(&str, &str)], ways: &[When], scenario: impl
     }
 }
 
-/// For sessions that a processor runs in its turn on a stream: an error sticks to the context, as one on a GPU would.
-#[allow(dead_code)] // Not every test program has sessions.
-pub fn failing(error: &Error) {
+/// The model in `folder` on the stand-in: with the U-Net in two parts with `split`, and with graphs made faster, as far as a
+/// processor has the operators, with `faster`.
+#[allow(dead_code)] // Not every test program has models.
+pub fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> CudaModel {
+    assert_eq!(cuda.name(), "stand-in");
+    // SAFETY: its memory is main memory.
+    unsafe { onnxruntime::open_cuda_on_processor(folder, cuda, split, faster, failing) }.unwrap()
+}
+
+/// A run that failed: the error sticks to the context, as one on a GPU would.
+#[allow(dead_code)]
+fn failing(error: &Error) {
     eprintln!("{error}");
     let library = standin::library().expect("the stand-in");
     // SAFETY: it is open, and its source has this function, which sets a number: a failed launch.

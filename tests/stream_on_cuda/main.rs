@@ -1,0 +1,286 @@
+//! A whole stream on a CUDA device against the same on the host: frames that come, are restyled and go, while settings and
+//! prompts change. On the stand-in that computes, with frames as graphs and without, and on a GPU.
+#![cfg(feature = "cuda")]
+
+#[cfg(target_os = "linux")]
+#[path = "../standin/computing.rs"]
+mod computing;
+mod film;
+mod place;
+#[cfg(target_os = "linux")]
+#[path = "../standin/mod.rs"]
+mod standin;
+#[macro_use]
+#[path = "../standin/twins.rs"]
+mod twins;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use film::{Film, Prompts, guided, plain, steps};
+use gststreamdiffusion::device::cuda::Cuda;
+use gststreamdiffusion::engine::cuda::CudaModel;
+use gststreamdiffusion::engine::onnxruntime::{self, OnnxModel};
+use gststreamdiffusion::model::ModelFolder;
+use gststreamdiffusion::stream::{
+    CfgType, Interpolation, Method, Mode, Settings, Similarity, Variation,
+};
+use place::{OnCuda, OnHost};
+
+/// Set to 0, frames are not made graphs.
+const GRAPHS: &str = "STREAMDIFFUSION_CUDA_GRAPHS";
+const PARITY: &str = "tests/data/parity/model";
+
+const CAT: Prompts = Prompts {
+    from: 0,
+    prompt: "a neon cat",
+    negative: "ink",
+    over: 0,
+};
+
+/// A film without anything, to be filled in.
+const FILM: Film = Film {
+    name: "",
+    frames: 30,
+    still: 0..0,
+    group: 1,
+    settings: |_| plain(),
+    prompts: &[CAT],
+    interpolation: Interpolation::Linear,
+};
+
+/// Frames enter with one, three and two steps, with noise between them and without; half of what comes in is to be seen for a
+/// while; then there is another seed.
+const STEPS: Film = Film {
+    name: "steps",
+    frames: 40,
+    settings: |k| Settings {
+        add_noise: !(6..9).contains(&k),
+        mix: if (14..24).contains(&k) { 0.5 } else { 1.0 },
+        seed: if k < 32 { 2 } else { 3 },
+        ..match k {
+            0..10 => steps(&[35]),
+            10..20 => steps(&[20, 32, 45]),
+            _ => steps(&[32, 45]),
+        }
+    },
+    ..FILM
+};
+
+/// Every kind of guidance, and prompts that change at once.
+const GUIDANCE: Film = Film {
+    name: "guidance",
+    frames: 40,
+    settings: |k| match k {
+        0..13 => guided(&[32, 45], CfgType::SelfNegative, 1.5),
+        13..26 => guided(&[32, 45], CfgType::Full, 1.8),
+        _ => guided(&[24, 36, 45], CfgType::Initialize, 1.4),
+    },
+    prompts: &[
+        CAT,
+        Prompts {
+            from: 7,
+            prompt: "watercolour",
+            ..CAT
+        },
+        Prompts {
+            from: 20,
+            prompt: "oil painting",
+            negative: "blurry, grey",
+            ..CAT
+        },
+        Prompts { from: 30, ..CAT },
+    ],
+    ..FILM
+};
+
+/// Prompts turn into others, and on the way into yet others.
+const TRANSITION: Film = Film {
+    name: "transition",
+    settings: |_| guided(&[32, 45], CfgType::Full, 1.5),
+    prompts: &[
+        CAT,
+        Prompts {
+            from: 8,
+            prompt: "oil painting",
+            over: 8,
+            ..CAT
+        },
+        Prompts {
+            from: 12,
+            prompt: "ink, blurry",
+            negative: "neon",
+            over: 10,
+        },
+    ],
+    interpolation: Interpolation::Spherical,
+    ..FILM
+};
+
+/// A picture that stands still for a while, and of which frames are skipped.
+const STILL: Film = Film {
+    name: "still",
+    still: 8..26,
+    settings: |k| Settings {
+        similarity: Some(Similarity {
+            threshold: 0.98,
+            max_skip: 4,
+        }),
+        mix: if k < 16 { 1.0 } else { 0.7 },
+        ..guided(&[32, 45], CfgType::SelfNegative, 1.2)
+    },
+    ..FILM
+};
+
+/// Noise that walks, then is fresh for every frame; then pictures from noise alone, by another method.
+const NOISE: Film = Film {
+    name: "noise",
+    frames: 36,
+    settings: |k| match k {
+        0..14 => Settings {
+            variation: Variation::Walk { frames: 5 },
+            ..steps(&[20, 40])
+        },
+        14..24 => Settings {
+            variation: Variation::Fresh,
+            ..steps(&[20, 40])
+        },
+        _ => Settings {
+            variation: Variation::Walk { frames: 4 },
+            mode: Mode::TextToImage,
+            method: Method::Tcd { eta: 0.4 },
+            ..guided(&[0, 25], CfgType::Full, 1.3)
+        },
+    },
+    ..FILM
+};
+
+/// Frames that enter by twos, each laid over its own.
+const GROUPS: Film = Film {
+    name: "groups",
+    frames: 33,
+    group: 2,
+    settings: |k| Settings {
+        mix: 1.0 - 0.1 * (k % 5) as f64,
+        variation: Variation::Walk { frames: 9 },
+        ..guided(&[32, 45], CfgType::Full, 1.4)
+    },
+    prompts: &[
+        CAT,
+        Prompts {
+            from: 15,
+            prompt: "watercolour",
+            over: 6,
+            ..CAT
+        },
+    ],
+    ..FILM
+};
+
+twins! {
+    [Late]
+    steps_that_change
+    guidance_and_prompts
+    a_transition
+    a_picture_that_stands_still
+    noise_that_changes
+    groups_of_frames
+    another_architecture
+}
+
+/// The first GPU, or what stands in for it.
+fn gpu() -> Cuda {
+    Cuda::new(0).expect("a GPU")
+}
+
+fn steps_that_change(cuda: &Cuda) {
+    STEPS.looks_as_on_the_host(cuda, PARITY);
+}
+
+fn guidance_and_prompts(cuda: &Cuda) {
+    GUIDANCE.looks_as_on_the_host(cuda, PARITY);
+}
+
+fn a_transition(cuda: &Cuda) {
+    TRANSITION.looks_as_on_the_host(cuda, PARITY);
+}
+
+fn a_picture_that_stands_still(cuda: &Cuda) {
+    STILL.looks_as_on_the_host(cuda, PARITY);
+}
+
+fn noise_that_changes(cuda: &Cuda) {
+    NOISE.looks_as_on_the_host(cuda, PARITY);
+}
+
+fn groups_of_frames(cuda: &Cuda) {
+    GROUPS.looks_as_on_the_host(cuda, PARITY);
+}
+
+/// With two text encoders, pooled embeddings and sizes.
+fn another_architecture(cuda: &Cuda) {
+    GUIDANCE.looks_as_on_the_host(cuda, "tests/data/models/sdxl");
+}
+
+/// The same, command by command, on streams that do their work early.
+#[test]
+#[cfg(target_os = "linux")]
+fn films_without_graphs_on_the_stand_in() {
+    let name = "films_without_graphs_on_the_stand_in";
+    let variables = [(GRAPHS, "0")];
+    computing::run(name, &variables, &[computing::When::Early], || {
+        for film in [STEPS, GUIDANCE, TRANSITION, STILL, NOISE, GROUPS] {
+            film.looks_as_on_the_host(&gpu(), PARITY);
+        }
+    });
+}
+
+impl Film {
+    /// Fails unless it is restyled on `cuda` as on the host.
+    fn looks_as_on_the_host(&self, cuda: &Cuda, model: &str) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
+        let folder = ModelFolder::open(&folder).unwrap();
+        let host = OnHost(Arc::new(OnnxModel::open(&folder).unwrap()));
+        let (expected, counted) = self.play(&folder, &host);
+        let gpu = OnCuda(cuda.clone(), Arc::new(open(&folder, cuda)));
+        let (found, counters) = self.play(&folder, &gpu);
+        assert_eq!(counters, counted, "{}", self.name);
+        let standing_in = cuda.name() == "stand-in";
+        for (k, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let apart = || found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
+            let most = apart().max().unwrap();
+            let mean = apart().map(f64::from).sum::<f64>() / expected.len() as f64;
+            // Half precision through some steps; and a GPU's sums are in another order, and may be of TF32.
+            let (allowed, on_average) = if standing_in { (1, 0.1) } else { (255, 2.0) };
+            assert!(
+                most <= allowed && mean <= on_average,
+                "{}, frame {k}: differs by {most}, {mean:.3} on average",
+                self.name
+            );
+        }
+        let (launches, refusal) = (cuda.launches(), cuda.refusal());
+        println!("{}: {launches:?}, {refusal:?}", self.name);
+        if standing_in {
+            assert_eq!(refusal, None, "{}", self.name);
+            let graphs = match std::env::var_os(GRAPHS) {
+                // There are enough frames of a kind.
+                None => 5..=self.frames as u64,
+                Some(_) => 0..=0,
+            };
+            assert!(
+                graphs.contains(&launches.graphs),
+                "{}: {launches:?}",
+                self.name
+            );
+        }
+    }
+}
+
+/// A model on a GPU, or on what stands in for it.
+fn open(folder: &ModelFolder, cuda: &Cuda) -> CudaModel {
+    #[cfg(target_os = "linux")]
+    if standin::library().is_some() {
+        return computing::open(folder, cuda, true, false);
+    }
+    onnxruntime::open_cuda(folder, cuda).unwrap()
+}
