@@ -177,15 +177,12 @@ const GROUPS: Film = Film {
     ..FILM
 };
 
+const FILMS: [Film; 6] = [STEPS, GUIDANCE, TRANSITION, STILL, NOISE, GROUPS];
+
 twins! {
     [Late]
-    steps_that_change
-    guidance_and_prompts
-    a_transition
-    a_picture_that_stands_still
-    noise_that_changes
-    groups_of_frames
-    another_architecture
+    films_look_as_on_the_host
+    films_of_another_architecture_do
 }
 
 /// The first GPU, or what stands in for it.
@@ -193,58 +190,54 @@ fn gpu() -> Cuda {
     Cuda::new(0).expect("a GPU")
 }
 
-fn steps_that_change(cuda: &Cuda) {
-    STEPS.looks_as_on_the_host(cuda, PARITY);
-}
-
-fn guidance_and_prompts(cuda: &Cuda) {
-    GUIDANCE.looks_as_on_the_host(cuda, PARITY);
-}
-
-fn a_transition(cuda: &Cuda) {
-    TRANSITION.looks_as_on_the_host(cuda, PARITY);
-}
-
-fn a_picture_that_stands_still(cuda: &Cuda) {
-    STILL.looks_as_on_the_host(cuda, PARITY);
-}
-
-fn noise_that_changes(cuda: &Cuda) {
-    NOISE.looks_as_on_the_host(cuda, PARITY);
-}
-
-fn groups_of_frames(cuda: &Cuda) {
-    GROUPS.looks_as_on_the_host(cuda, PARITY);
+fn films_look_as_on_the_host(cuda: &Cuda) {
+    let pair = Pair::open(cuda, PARITY);
+    FILMS.iter().for_each(|film| pair.agrees(film));
 }
 
 /// With two text encoders, pooled embeddings and sizes.
-fn another_architecture(cuda: &Cuda) {
-    GUIDANCE.looks_as_on_the_host(cuda, "tests/data/models/sdxl");
+fn films_of_another_architecture_do(cuda: &Cuda) {
+    Pair::open(cuda, "tests/data/models/sdxl").agrees(&GUIDANCE);
 }
 
 /// The same, command by command, on streams that do their work early.
 #[test]
 #[cfg(target_os = "linux")]
-fn films_without_graphs_on_the_stand_in() {
-    let name = "films_without_graphs_on_the_stand_in";
+fn films_without_graphs_do_on_the_stand_in() {
+    let name = "films_without_graphs_do_on_the_stand_in";
     let variables = [(GRAPHS, "0")];
     computing::run(name, &variables, &[computing::When::Early], || {
-        for film in [STEPS, GUIDANCE, TRANSITION, STILL, NOISE, GROUPS] {
-            film.looks_as_on_the_host(&gpu(), PARITY);
-        }
+        films_look_as_on_the_host(&gpu());
     });
 }
 
-impl Film {
-    /// Fails unless it is restyled on `cuda` as on the host.
-    fn looks_as_on_the_host(&self, cuda: &Cuda, model: &str) {
+/// A model on the host and on a GPU, or on what stands in for it.
+struct Pair {
+    folder: ModelFolder,
+    host: OnHost,
+    gpu: OnCuda,
+}
+
+impl Pair {
+    fn open(cuda: &Cuda, model: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
         let folder = ModelFolder::open(&folder).unwrap();
-        let host = OnHost(Arc::new(OnnxModel::open(&folder).unwrap()));
-        let (expected, counted) = self.play(&folder, &host);
-        let gpu = OnCuda(cuda.clone(), Arc::new(open(&folder, cuda)));
-        let (found, counters) = self.play(&folder, &gpu);
-        assert_eq!(counters, counted, "{}", self.name);
+        let host = Arc::new(OnnxModel::open(&folder).unwrap());
+        let gpu = Arc::new(open(&folder, cuda));
+        Self {
+            folder,
+            host: OnHost(host),
+            gpu: OnCuda(cuda.clone(), gpu),
+        }
+    }
+
+    /// Fails unless `film` is restyled by both in the same way.
+    fn agrees(&self, film: &Film) {
+        let (cuda, name) = (&self.gpu.0, film.name);
+        let (expected, counted) = film.play(&self.folder, &self.host);
+        let before = cuda.launches().graphs;
+        let (found, counters) = film.play(&self.folder, &self.gpu);
+        assert_eq!(counters, counted, "{name}");
         let standing_in = cuda.name() == "stand-in";
         for (k, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let apart = || found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
@@ -254,24 +247,19 @@ impl Film {
             let (allowed, on_average) = if standing_in { (1, 0.1) } else { (255, 2.0) };
             assert!(
                 most <= allowed && mean <= on_average,
-                "{}, frame {k}: differs by {most}, {mean:.3} on average",
-                self.name
+                "{name}, frame {k}: differs by {most}, {mean:.3} on average"
             );
         }
-        let (launches, refusal) = (cuda.launches(), cuda.refusal());
-        println!("{}: {launches:?}, {refusal:?}", self.name);
+        let (graphs, refusal) = (cuda.launches().graphs - before, cuda.refusal());
+        println!("{name}: {graphs} graphs, {refusal:?}");
         if standing_in {
-            assert_eq!(refusal, None, "{}", self.name);
-            let graphs = match std::env::var_os(GRAPHS) {
+            assert_eq!(refusal, None, "{name}");
+            let expected = match std::env::var_os(GRAPHS) {
                 // There are enough frames of a kind.
-                None => 5..=self.frames as u64,
+                None => 5..=film.frames as u64,
                 Some(_) => 0..=0,
             };
-            assert!(
-                graphs.contains(&launches.graphs),
-                "{}: {launches:?}",
-                self.name
-            );
+            assert!(expected.contains(&graphs), "{name}: {graphs} graphs");
         }
     }
 }

@@ -10,7 +10,7 @@ use gststreamdiffusion::engine::cuda::CudaModel;
 use gststreamdiffusion::engine::onnxruntime::OnnxModel;
 
 /// Width and height of frames, which are red, green and blue bytes, and of the pictures that they become.
-pub const SIZE: (usize, usize) = (64, 64);
+pub const SIZE: (usize, usize) = (48, 32);
 
 /// A device with a model on it, and the ways of a frame in and out, as the element has them.
 pub trait Place {
