@@ -90,7 +90,7 @@ pub fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> Cud
 
 /// A run that failed: the error sticks to the context, as one on a GPU would.
 #[allow(dead_code)]
-fn failing(error: &Error) {
+pub fn failing(error: &Error) {
     eprintln!("{error}");
     let library = standin::library().expect("the stand-in");
     // SAFETY: it is open, and its source has this function, which sets a number: a failed launch.

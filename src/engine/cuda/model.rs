@@ -12,9 +12,9 @@ use crate::model::ModelFolder;
 
 /// A model folder on a CUDA device, run by ONNX Runtime's CUDA provider or by TensorRT.
 ///
-/// What runs for every frame runs on the device's stream, at fixed addresses, and is recorded there like the device's own
-/// operations. What runs when a prompt or the steps change runs beside it, so that it waits for no frame and no frame for
-/// it, and takes and gives tensors in main memory.
+/// What frames need runs on the device's stream, at fixed addresses, and is recorded there like the device's own operations:
+/// for every frame, or, what is computed ahead of frames, when a prompt or the steps change. Text encoders run beside it, so
+/// that they wait for no frame and no frame for them, and take and give tensors in main memory.
 pub struct CudaModel {
     cuda: Cuda,
     texts: Texts,
