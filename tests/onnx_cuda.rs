@@ -624,6 +624,43 @@ fn prompts_change_while_frames_run(Gpu { cuda, .. }: &Gpu) {
     });
 }
 
+/// A U-Net halves its latents, and these cannot be: the context is lost, as by a kernel that fails, and then there is a new one.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_that_fails_is_told_on_the_stand_in() {
+    let name = "a_run_that_fails_is_told_on_the_stand_in";
+    computing::run(name, &[], &[computing::When::Late], || {
+        for works in [false, true] {
+            let Gpu { cuda, .. } = &gpu();
+            let pair = Pair::open(cuda, &data("models/sd1"), true);
+            let contexts = pair.contexts(&pair.gpu, &pair.texts(1));
+            let (height, width) = pair.size();
+            let odd = usize::from(!works);
+            let channels = pair.host.limits().latent_channels;
+            let sample = noise(&[1, channels, height + odd, width + odd], 1.0, 1);
+            let sample = upload(cuda, &sample);
+            let row = Denoise {
+                sample: &sample,
+                context: &contexts[0][0],
+            };
+            let predicted = pair.gpu.denoise(&[row]).unwrap();
+            match cuda.download(&predicted[0]) {
+                Ok(_) => assert!(works),
+                Err(error) => {
+                    let (error, said) = (error.to_string(), computing::failed());
+                    assert!(!works, "{error}");
+                    assert!(error.contains("CUDA_ERROR_LAUNCH_FAILED"), "{error}");
+                    let said = said.expect("the run's own error");
+                    assert!(said.starts_with("unet: ONNX Runtime: "), "{said}");
+                    assert!(cuda.check().is_err());
+                    // What was under way is kept.
+                    cuda.release_thread();
+                }
+            }
+        }
+    });
+}
+
 /// The time of frames of `rows` rows at the size `side`, in milliseconds: the least and the middle one.
 fn time(cuda: &Cuda, pair: &Pair, rows: usize, side: usize) -> [f64; 2] {
     let scale = pair.host.limits().latent_scale;

@@ -16,6 +16,7 @@ use gststreamdiffusion::engine::onnxruntime;
 use gststreamdiffusion::error::Error;
 use gststreamdiffusion::model::ModelFolder;
 use libloading::Library;
+use parking_lot::Mutex;
 
 use super::standin::{self, Seen};
 
@@ -88,10 +89,19 @@ pub fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> Cud
     unsafe { onnxruntime::open_cuda_on_processor(folder, cuda, split, faster, failing) }.unwrap()
 }
 
-/// A run that failed: the error sticks to the context, as one on a GPU would.
+/// What the last run that failed said, and forgets it.
+#[allow(dead_code)]
+pub fn failed() -> Option<String> {
+    FAILED.lock().take()
+}
+
+static FAILED: Mutex<Option<String>> = Mutex::new(None);
+
+/// Of a run that failed: the error sticks to the context, as one on a GPU would.
 #[allow(dead_code)]
 pub fn failing(error: &Error) {
     eprintln!("{error}");
+    *FAILED.lock() = Some(error.to_string());
     let library = standin::library().expect("the stand-in");
     // SAFETY: it is open, and its source has this function, which sets a number: a failed launch.
     unsafe {
