@@ -56,6 +56,8 @@ static size_t memory = (size_t)1 << 32, taken;
 static long resets, made;
 /* The thread's context: 0x77 is the primary one. */
 static __thread long current;
+/* Whether this thread captures: then it may neither wait nor have memory or give it back, as in that mode of capture. */
+static __thread int captures;
 
 static int check(void)
 {
@@ -336,6 +338,7 @@ int cuStreamSynchronize(void *stream)
     /* The default stream has nothing put off. */
     if (error || !stream)
         return error;
+    misused += captures;
     pthread_mutex_lock(&lock);
     int i = index_of(stream);
     if (i) {
@@ -349,7 +352,7 @@ int cuStreamIsCapturing(void *stream, int *status) { *status = streams[index_of(
 int cuStreamBeginCapture_v2(void *stream, int mode)
 {
     pthread_mutex_lock(&lock);
-    streams[index_of(stream)].capturing = 1;
+    streams[index_of(stream)].capturing = captures = 1;
     captured = calloc(1, sizeof *captured);
     pthread_mutex_unlock(&lock);
     return check();
@@ -357,7 +360,7 @@ int cuStreamBeginCapture_v2(void *stream, int mode)
 int cuStreamEndCapture(void *stream, void **graph)
 {
     pthread_mutex_lock(&lock);
-    streams[index_of(stream)].capturing = 0;
+    streams[index_of(stream)].capturing = captures = 0;
     *graph = captured;
     captured = NULL;
     live++;
@@ -446,6 +449,7 @@ int cuEventSynchronize(struct event *event)
     int error = check();
     if (error)
         return error;
+    misused += captures;
     pthread_mutex_lock(&lock);
     need(event->stream, event->target);
     settle();
@@ -477,6 +481,7 @@ static int allocate(void **pointer, size_t size, int pinned)
     int error = check();
     if (error)
         return error;
+    misused += captures;
     pthread_mutex_lock(&lock);
     char *base = taken + size > memory ? NULL : aligned_alloc(HEAD, (HEAD + size + HEAD - 1) / HEAD * HEAD);
     if (base) {
@@ -493,6 +498,7 @@ static int allocate(void **pointer, size_t size, int pinned)
 }
 static int release(void *pointer)
 {
+    misused += captures;
     pthread_mutex_lock(&lock);
     struct piece *piece = (struct piece *)((char *)pointer - HEAD);
     const char *begin = pointer, *end = begin + piece->size;
