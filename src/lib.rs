@@ -9,6 +9,12 @@
 // What tests of the library share with those of tests/ names it from outside.
 #[cfg(test)]
 extern crate self as gststreamdiffusion;
+#[cfg(all(test, feature = "cuda", target_os = "linux"))]
+#[path = "../tests/standin/computing.rs"]
+mod computing;
+#[cfg(all(test, feature = "cuda", target_os = "linux"))]
+#[path = "../tests/standin/mod.rs"]
+mod standin;
 
 pub mod device;
 mod element;

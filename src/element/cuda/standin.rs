@@ -10,15 +10,12 @@ use gst_video::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
 use libloading::Library;
 
-use self::driver::Seen;
 use super::library::Functions;
 use super::{Context, Gpu, Mapped, Sharing, is_cuda, memory};
 use crate::element::caps::{CUDA_FORMATS, CUDA_MEMORY, FORMATS};
 use crate::element::layout::layout;
 use crate::engine::onnxruntime::cuda_available;
-
-#[path = "../../../tests/standin/mod.rs"]
-mod driver;
+use crate::standin::{self as driver, Seen};
 
 const PRIMARY: *mut c_void = 0x77 as *mut c_void;
 

@@ -1,12 +1,6 @@
 //! Frames in a GPU's memory, through the element: on an NVIDIA GPU, with an ONNX Runtime for it, and on the stand-in that
 //! computes. GStreamer's CUDA library is needed for both.
 
-#[cfg(target_os = "linux")]
-#[path = "../../../tests/standin/computing.rs"]
-mod computing;
-#[cfg(target_os = "linux")]
-#[path = "../../../tests/standin/mod.rs"]
-mod standin;
 #[macro_use]
 #[path = "../../../tests/standin/twins.rs"]
 mod twins;
@@ -20,9 +14,13 @@ use gst_video::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::{Context, Gpu, Mapped, Sharing, TYPE, context, is_cuda};
+#[cfg(target_os = "linux")]
+use crate::computing;
 use crate::device::cuda::Cuda;
 use crate::element::caps::{CUDA_FORMATS, Memory};
 use crate::engine::onnxruntime::put_processor_in_place;
+#[cfg(target_os = "linux")]
+use crate::standin;
 
 const FRAMES: u64 = 5;
 

@@ -1,9 +1,11 @@
 //! What a U-Net's rows are given beside latents, computed where its frames are, and kept there.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::Program;
 use super::bounds::Bounds;
 use crate::device::HostTensor;
 use crate::device::cuda::{Cuda, CudaTensor, Element};
@@ -11,7 +13,7 @@ use crate::engine::Text;
 use crate::engine::onnxruntime::parts::{Rows, close};
 use crate::engine::onnxruntime::plan::Value;
 use crate::engine::onnxruntime::{Ahead, Context, Valued};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Role};
 
 /// How often a program is tried: often enough for the device to make a graph of it.
@@ -63,7 +65,8 @@ struct Slow {
     shapes: Mutex<HashMap<Shapes, Shapes>>,
 }
 
-type Shapes = Vec<Vec<usize>>;
+type Shape = Vec<usize>;
+type Shapes = Vec<Shape>;
 /// What inputs were filled with last.
 type Filled = Vec<Option<HostTensor>>;
 
@@ -167,7 +170,8 @@ impl Contexts {
 }
 
 impl Slow {
-    /// The slow part, ready and tried; `None` if there is none, an error says why it does not run on the compute stream.
+    /// The slow part, ready and tried with made-up rows; `None` if there is none, an error says why it does not run on the
+    /// compute stream.
     fn open(
         folder: &ModelFolder,
         cuda: &Cuda,
@@ -176,34 +180,35 @@ impl Slow {
         let Some((program, roles)) = ahead.program()? else {
             return Ok(None);
         };
-        let slow = Self {
-            bounds: Bounds::new(cuda, &program),
-            roles: roles.to_vec(),
-            shapes: Mutex::default(),
-        };
+        let slow = Self::new(cuda, &program, roles);
         let rows = (ahead.made_up(folder)).ok_or("nothing is known to try it with")?;
-        slow.try_out(cuda, ahead, &rows)?;
+        let row = |value: &Valued| Ok((slow.given(value)?, ahead.compute(value)?));
+        let rows = rows.iter().map(|value| row(value));
+        let rows: Vec<_> = rows.collect::<Result<_>>().map_err(|e| e.to_string())?;
+        slow.try_out(cuda, &rows)?;
         Ok(Some(slow))
     }
 
-    /// An error unless what it gives for two rows by turns is what it gives in main memory, as often as it takes for it to
-    /// become a graph.
+    fn new(cuda: &Cuda, program: &Arc<dyn Program>, roles: &[Role]) -> Self {
+        Self {
+            bounds: Bounds::new(cuda, program),
+            roles: roles.to_vec(),
+            shapes: Mutex::default(),
+        }
+    }
+
+    /// An error unless it gives for rows, by turns, what it gives for them in main memory, as often as it takes for it to become
+    /// a graph. Of each row there is what goes in and what comes out.
     fn try_out(
         &self,
         cuda: &Cuda,
-        ahead: &Ahead,
-        rows: &[Box<Valued<'_>>; 2],
+        rows: &[(Vec<HostTensor>, Vec<HostTensor>)],
     ) -> std::result::Result<(), String> {
-        let said = |e: crate::error::Error| e.to_string();
-        let mut expected = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (given, computed) = (self.given(row), ahead.compute(row).map_err(said)?);
-            let given = given.map_err(said)?;
-            self.learn(&given, &computed);
-            expected.push((given, computed));
+        let said = |e: Error| e.to_string();
+        for (given, computed) in rows {
+            self.learn(given, computed);
         }
-        for trial in 0..TRIALS {
-            let (given, expected) = &expected[trial % rows.len()];
+        for (trial, (given, expected)) in rows.iter().cycle().take(TRIALS).enumerate() {
             let found = self.run(cuda, given).map_err(said)?;
             let found = found.ok_or("the shapes of what it gives are not known")?;
             // Waits for it, so that errors are its own.
@@ -257,4 +262,163 @@ impl Slow {
 
 fn shapes(tensors: &[HostTensor]) -> Shapes {
     tensors.iter().map(|t| t.shape().to_vec()).collect()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use cudarc::driver::result;
+
+    use super::*;
+    use crate::computing::{self, When};
+    use crate::device::cuda::Work;
+    use crate::engine::cuda;
+    use crate::model::Component;
+
+    /// What a program does that is to give back what it is given.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Kind {
+        Right,
+        /// It goes on giving what it was given first.
+        Stale,
+        /// It writes nothing.
+        Idle,
+        Unbindable,
+        Failing,
+    }
+
+    struct Copier(Kind);
+
+    struct Bound {
+        kind: Kind,
+        cuda: Cuda,
+        inputs: Vec<CudaTensor>,
+        outputs: Vec<CudaTensor>,
+        runs: AtomicUsize,
+    }
+
+    impl Program for Copier {
+        fn component(&self) -> Component {
+            Component::Unet
+        }
+
+        fn elements(&self) -> Result<Vec<Element>> {
+            Ok(vec![Element::F32; 2])
+        }
+
+        fn bind(
+            self: Arc<Self>,
+            cuda: &Cuda,
+            inputs: &[Shape],
+            outputs: &[Shape],
+        ) -> Result<Arc<dyn cuda::Bound>> {
+            if self.0 == Kind::Unbindable {
+                return Err(Program::error(&*self, "has no room".into()));
+            }
+            let memory = |shapes: &[Shape]| {
+                let memory = |shape: &Shape| cuda.empty(shape, Element::F32);
+                shapes.iter().map(memory).collect::<Result<Vec<_>>>()
+            };
+            Ok(Arc::new(Bound {
+                kind: self.0,
+                cuda: cuda.clone(),
+                inputs: memory(inputs)?,
+                outputs: memory(outputs)?,
+                runs: AtomicUsize::new(0),
+            }))
+        }
+    }
+
+    impl cuda::Bound for Bound {
+        fn inputs(&self) -> &[CudaTensor] {
+            &self.inputs
+        }
+
+        fn outputs(&self) -> &[CudaTensor] {
+            &self.outputs
+        }
+    }
+
+    impl Work for Bound {
+        fn enqueue(&self) -> Result<()> {
+            let first = self.runs.fetch_add(1, Ordering::Relaxed) == 0;
+            match self.kind {
+                Kind::Idle => return Ok(()),
+                Kind::Stale if !first => return Ok(()),
+                Kind::Failing => return Err(Error::engine("unet", "does not run")),
+                _ => {}
+            }
+            for (from, to) in self.inputs.iter().zip(&self.outputs) {
+                let stream = self.cuda.stream().cast();
+                // SAFETY: both are as long, and live as long as this.
+                unsafe {
+                    result::memcpy_dtod_async(to.pointer(), from.pointer(), to.bytes(), stream)
+                }
+                .unwrap();
+            }
+            Ok(())
+        }
+
+        fn capturable(&self) -> bool {
+            self.runs.load(Ordering::Relaxed) > 0
+        }
+    }
+
+    fn row(seed: f32) -> (Vec<HostTensor>, Vec<HostTensor>) {
+        let tensor = |shape: &[usize], x: f32| {
+            let values = (0..shape.iter().product()).map(|i| x + i as f32);
+            HostTensor::new(shape, values.collect())
+        };
+        let given = vec![tensor(&[1, 5, 3], seed), tensor(&[1], 3.0 * seed)];
+        (given.clone(), given)
+    }
+
+    /// In its trial it becomes a graph; what is wrong with it comes out there, also what only a second row shows.
+    #[test]
+    fn a_slow_part_that_comes_out_wrong_is_not_taken() {
+        let name = "engine::cuda::contexts::tests::a_slow_part_that_comes_out_wrong_is_not_taken";
+        computing::run(name, &[], &[When::Late, When::Early], || {
+            let cuda = Cuda::new(0).unwrap();
+            let tried = |kind| {
+                let program: Arc<dyn Program> = Arc::new(Copier(kind));
+                let slow = Slow::new(&cuda, &program, &[Role::Text, Role::Timestep]);
+                slow.try_out(&cuda, &[row(1.0), row(20.0)])
+            };
+            assert_eq!(tried(Kind::Right), Ok(()));
+            let graphs = cuda.launches().graphs;
+            assert!(graphs > 2, "{graphs} graphs");
+            for (kind, reason) in [
+                (Kind::Stale, "number 0 came out wrong"),
+                (Kind::Idle, "number 0 came out wrong"),
+                (Kind::Unbindable, "has no room"),
+                (Kind::Failing, "does not run"),
+            ] {
+                let why = tried(kind).unwrap_err();
+                assert!(why.contains(reason), "{why}");
+            }
+        });
+    }
+
+    /// Of shapes that nobody has seen, what comes out is not known.
+    #[test]
+    fn shapes_are_learnt_for_each_length_of_text() {
+        let name = "engine::cuda::contexts::tests::shapes_are_learnt_for_each_length_of_text";
+        computing::run(name, &[], &[When::Late], || {
+            let cuda = Cuda::new(0).unwrap();
+            let program: Arc<dyn Program> = Arc::new(Copier(Kind::Right));
+            let slow = Slow::new(&cuda, &program, &[Role::Text, Role::Timestep]);
+            let (given, computed) = row(4.0);
+            assert!(slow.run(&cuda, &given).unwrap().is_none());
+            slow.learn(&given, &computed);
+            let found = slow.run(&cuda, &given).unwrap().unwrap();
+            assert_eq!(cuda.download(&found[0]).unwrap(), computed[0]);
+            assert_eq!(cuda.download(&found[1]).unwrap(), computed[1]);
+            let longer = [
+                HostTensor::new(&[1, 10, 3], vec![0.5; 30]),
+                given[1].clone(),
+            ];
+            assert!(slow.run(&cuda, &longer).unwrap().is_none());
+        });
+    }
 }
