@@ -193,7 +193,31 @@ static void put(int index, struct operation operation)
     settle();
 }
 
+/* How often the driver was asked for what costs a frame time. */
+static const char *const COUNTED[] = {
+    "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuCtxSynchronize", "cuStreamSynchronize",
+    "cuEventSynchronize", "cuLaunchKernel", "cuGraphLaunch", "cuGraphInstantiateWithFlags", "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+};
+enum { KINDS = sizeof COUNTED / sizeof *COUNTED };
+static _Atomic long counts[KINDS];
+
+static void count(const char *name)
+{
+    for (int i = 0; i < KINDS; i++)
+        counts[i] += !strcmp(COUNTED[i], name);
+}
+
 /* What tests ask. Streams are counted from 0, in the order in which the device made them. */
+
+/* -1 for what is not counted. */
+long standin_count(const char *name)
+{
+    for (int i = 0; i < KINDS; i++)
+        if (!strcmp(COUNTED[i], name))
+            return counts[i];
+    return -1;
+}
 
 void standin_eager(int stream, int eager) { pthread_mutex_lock(&lock); eager_after[stream] = eager; for (int i = 0; i < STREAMS; i++) if (streams[i].used == stream + 1) streams[i].eager = eager; settle(); pthread_mutex_unlock(&lock); }
 long standin_pending(int stream)
@@ -294,7 +318,7 @@ int cuDevicePrimaryCtxReset_v2(int device)
 }
 int cuCtxGetCurrent(void **context) { *context = (void *)current; return OK; }
 int cuCtxSetCurrent(void *context) { current = (long)context; return OK; }
-int cuCtxSynchronize(void) { return check(); }
+int cuCtxSynchronize(void) { count(__func__); return check(); }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = memory - taken; *total = memory; return check(); }
 
 int cuStreamCreate(void **out, unsigned flags)
@@ -334,6 +358,7 @@ int cuStreamDestroy_v2(void *stream)
 }
 int cuStreamSynchronize(void *stream)
 {
+    count(__func__);
     int error = check();
     /* The default stream has nothing put off. */
     if (error || !stream)
@@ -367,9 +392,10 @@ int cuStreamEndCapture(void *stream, void **graph)
     pthread_mutex_unlock(&lock);
     return check();
 }
-int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) { *executable = graph; return check(); }
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) { count(__func__); *executable = graph; return check(); }
 int cuGraphLaunch(void *graph, void *stream)
 {
+    count(__func__);
     int error = check();
     if (error)
         return error;
@@ -446,6 +472,7 @@ int cuEventQuery(struct event *event)
 }
 int cuEventSynchronize(struct event *event)
 {
+    count(__func__);
     int error = check();
     if (error)
         return error;
@@ -523,10 +550,10 @@ static int release(void *pointer)
     pthread_mutex_unlock(&lock);
     return right ? OK : INVALID_VALUE;
 }
-int cuMemAlloc_v2(void **pointer, size_t size) { return allocate(pointer, size, 0); }
-int cuMemHostAlloc(void **pointer, size_t size, unsigned flags) { return allocate(pointer, size, 1); }
-int cuMemFree_v2(void *pointer) { return release(pointer); }
-int cuMemFreeHost(void *pointer) { return release(pointer); }
+int cuMemAlloc_v2(void **pointer, size_t size) { count(__func__); return allocate(pointer, size, 0); }
+int cuMemHostAlloc(void **pointer, size_t size, unsigned flags) { count(__func__); return allocate(pointer, size, 1); }
+int cuMemFree_v2(void *pointer) { count(__func__); return release(pointer); }
+int cuMemFreeHost(void *pointer) { count(__func__); return release(pointer); }
 
 static int is_pinned(const void *pointer)
 {
@@ -555,8 +582,8 @@ static int copy(void *to, const void *from, size_t size, void *stream, const voi
     pthread_mutex_unlock(&lock);
     return i ? check() : INVALID_HANDLE;
 }
-int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream) { return copy(to, from, size, stream, from); }
-int cuMemcpyDtoHAsync_v2(void *to, void *from, size_t size, void *stream) { return copy(to, from, size, stream, to); }
+int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream) { count(__func__); return copy(to, from, size, stream, from); }
+int cuMemcpyDtoHAsync_v2(void *to, void *from, size_t size, void *stream) { count(__func__); return copy(to, from, size, stream, to); }
 int cuMemcpyDtoDAsync_v2(void *to, void *from, size_t size, void *stream) { return copy(to, from, size, stream, NULL); }
 
 int cuModuleLoadDataEx(void **module, const void *image, unsigned count, void *options, void *values) { *module = (void *)1; return check(); }
@@ -566,6 +593,7 @@ int cuFuncGetAttribute(int *value, int attribute, void *function) { *value = 32;
 int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void *stream, void **arguments, void **extra)
 {
+    count(__func__);
     int error = check();
     if (error)
         return error;

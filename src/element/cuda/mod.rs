@@ -1,6 +1,8 @@
 //! Frames in the GPU's memory, shared with GStreamer's other CUDA elements.
 
 mod allocation;
+#[cfg(all(test, target_os = "linux"))]
+mod calls;
 mod context;
 mod library;
 mod memory;

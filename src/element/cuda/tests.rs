@@ -61,7 +61,7 @@ fn init() {
     let _ = crate::plugin_register_static();
 }
 
-fn element(backend: &str) -> gst::Element {
+pub(super) fn element(backend: &str) -> gst::Element {
     init();
     gst::ElementFactory::make("streamdiffusion")
         .property("model", model().to_str())
@@ -71,7 +71,7 @@ fn element(backend: &str) -> gst::Element {
         .unwrap()
 }
 
-fn caps(format: &str, (width, height): (i32, i32), memory: Memory) -> gst::Caps {
+pub(super) fn caps(format: &str, (width, height): (i32, i32), memory: Memory) -> gst::Caps {
     let mut caps = gst::Caps::builder("video/x-raw")
         .field("format", format)
         .field("width", width)
@@ -105,7 +105,7 @@ fn planes(info: &VideoInfo) -> Vec<(usize, usize)> {
 }
 
 /// Writes frame `k` of a moving picture, with smooth colours and an edge, into a buffer of either kind.
-fn paint(buffer: &mut gst::BufferRef, info: &VideoInfo, k: u64) {
+pub(super) fn paint(buffer: &mut gst::BufferRef, info: &VideoInfo, k: u64) {
     buffer.set_pts(gst::ClockTime::from_mseconds(40 * k));
     buffer.set_duration(gst::ClockTime::from_mseconds(40));
     let all = planes(info);
@@ -127,7 +127,7 @@ fn paint(buffer: &mut gst::BufferRef, info: &VideoInfo, k: u64) {
 }
 
 /// Buffers of these caps, in the memory that they name.
-fn source(sharing: &Sharing, caps: &gst::Caps) -> gst::BufferPool {
+pub(super) fn source(sharing: &Sharing, caps: &gst::Caps) -> gst::BufferPool {
     let info = VideoInfo::from_caps(caps).unwrap();
     let pool = match Memory::of_caps(caps) {
         Memory::Cuda => {
@@ -209,17 +209,17 @@ fn rough(format: &str, frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 }
 
 /// The GPU, or what stands in for it, for one test alone.
-struct Machine {
+pub(super) struct Machine {
     alone: MutexGuard<'static, ()>,
 }
 
 impl Machine {
-    fn open(&self) -> Arc<Gpu> {
+    pub(super) fn open(&self) -> Arc<Gpu> {
         Gpu::open(0).unwrap()
     }
 }
 
-fn gpu() -> Machine {
+pub(super) fn gpu() -> Machine {
     let alone = alone();
     init();
     #[cfg(target_os = "linux")]
@@ -238,7 +238,7 @@ fn is_standing_in() -> bool {
     return false;
 }
 
-fn sharing(gpu: &Gpu) -> &Sharing {
+pub(super) fn sharing(gpu: &Gpu) -> &Sharing {
     gpu.sharing
         .as_ref()
         .expect("GStreamer's CUDA library is needed")
