@@ -79,10 +79,6 @@ fn is_standing_in() -> bool {
 
 /// The model in `folder`, as a GPU has it: with the U-Net in two parts with `split`, and with graphs made faster with `faster`.
 fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> CudaModel {
-    #[cfg(target_os = "linux")]
-    if is_standing_in() {
-        return computing::open(folder, cuda, split, faster);
-    }
     let model = match (split, faster) {
         (true, true) => onnxruntime::open_cuda(folder, cuda),
         (false, _) => onnxruntime::open_cuda_whole(folder, cuda),
@@ -117,6 +113,14 @@ impl Pair {
         let pair = Self::of(&opened, open(&opened, cuda, split, true));
         let told = pair.gpu.precomputed();
         assert_eq!(told.starts_with("nothing"), !split, "{}: {told}", pair.name);
+        // What is computed ahead stays on the GPU, unless the graph fixes its rows.
+        let through = split && opened.unet().batch().is_some();
+        assert_eq!(
+            told.contains("main memory"),
+            through,
+            "{}: {told}",
+            pair.name
+        );
         pair
     }
 

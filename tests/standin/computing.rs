@@ -1,6 +1,7 @@
 //! The stand-in that computes: what is launched on it runs the real kernels, compiled for the CPU (`kernels/host`).
 //!
-//! Streams, events, graphs and memory are those of `driver.c`, and so device memory is main memory.
+//! Streams, events, graphs and memory are those of `driver.c`, and so device memory is main memory, in which ONNX Runtime's
+//! CPU provider runs models.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -9,12 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use gststreamdiffusion::device::cuda::Cuda;
 use gststreamdiffusion::device::cuda::kernels::SOURCE;
-use gststreamdiffusion::engine::cuda::CudaModel;
 use gststreamdiffusion::engine::onnxruntime;
 use gststreamdiffusion::error::Error;
-use gststreamdiffusion::model::ModelFolder;
 use libloading::Library;
 use parking_lot::Mutex;
 
@@ -56,6 +54,8 @@ pub fn run(name: &str, variables: &[(&str, &str)], ways: &[When], scenario: impl
             command.envs(variables.iter().copied());
         });
     }
+    // SAFETY: the stand-in's memory is main memory.
+    unsafe { onnxruntime::put_processor_in_place(failing) };
     let library = standin::library().expect("the stand-in");
     // SAFETY: it has no initialisers, and cudarc opens it too.
     let library = unsafe { Library::new(library) }.unwrap();
@@ -80,15 +80,6 @@ pub fn run(name: &str, variables: &[(&str, &str)], ways: &[When], scenario: impl
     }
 }
 
-/// The model in `folder` on the stand-in: with the U-Net in two parts with `split`, and with graphs made faster, as far as a
-/// processor has the operators, with `faster`.
-#[allow(dead_code)] // Not every test program has models.
-pub fn open(folder: &ModelFolder, cuda: &Cuda, split: bool, faster: bool) -> CudaModel {
-    assert_eq!(cuda.name(), "stand-in");
-    // SAFETY: its memory is main memory.
-    unsafe { onnxruntime::open_cuda_on_processor(folder, cuda, split, faster, failing) }.unwrap()
-}
-
 /// What the last run that failed said, and forgets it.
 #[allow(dead_code)]
 pub fn failed() -> Option<String> {
@@ -98,8 +89,7 @@ pub fn failed() -> Option<String> {
 static FAILED: Mutex<Option<String>> = Mutex::new(None);
 
 /// Of a run that failed: the error sticks to the context, as one on a GPU would.
-#[allow(dead_code)]
-pub fn failing(error: &Error) {
+fn failing(error: &Error) {
     eprintln!("{error}");
     *FAILED.lock() = Some(error.to_string());
     let library = standin::library().expect("the stand-in");

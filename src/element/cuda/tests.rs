@@ -18,7 +18,6 @@ use super::{Context, Gpu, Mapped, Sharing, TYPE, context, is_cuda};
 use crate::computing;
 use crate::device::cuda::Cuda;
 use crate::element::caps::{CUDA_FORMATS, Memory};
-use crate::engine::onnxruntime::put_processor_in_place;
 #[cfg(target_os = "linux")]
 use crate::standin;
 
@@ -222,11 +221,6 @@ impl Machine {
 pub(super) fn gpu() -> Machine {
     let alone = alone();
     init();
-    #[cfg(target_os = "linux")]
-    if is_standing_in() {
-        // SAFETY: the stand-in's memory is main memory.
-        unsafe { put_processor_in_place(computing::failing) };
-    }
     Machine { alone }
 }
 

@@ -16,9 +16,6 @@ mod unet;
 pub(super) use cuda::Rarely;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
-pub use cuda::open_on_processor as open_cuda_on_processor;
-#[cfg(feature = "cuda")]
-#[doc(hidden)]
 pub use cuda::processor::put_in_place as put_processor_in_place;
 #[cfg(feature = "cuda")]
 pub use cuda::{

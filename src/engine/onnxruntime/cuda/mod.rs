@@ -8,7 +8,7 @@ pub(super) mod processor;
 #[cfg(feature = "tensorrt")]
 mod rarely;
 
-pub use model::{available, open, open_exported, open_on_processor, open_telling, open_whole};
+pub use model::{available, open, open_exported, open_telling, open_whole};
 pub(super) use options::CudaProvider;
 #[cfg(feature = "tensorrt")]
 pub(in crate::engine) use rarely::Rarely;

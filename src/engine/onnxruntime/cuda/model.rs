@@ -13,7 +13,7 @@ use crate::engine::onnxruntime::session::Session;
 use crate::engine::onnxruntime::text::Texts;
 use crate::engine::onnxruntime::unet::Unet;
 use crate::engine::{Telling, silent};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Component, ComponentFile, Fusions, ModelFolder};
 
 /// An error that says what is missing, unless the ONNX Runtime in use can run models on NVIDIA's GPUs.
@@ -24,40 +24,22 @@ pub fn available() -> Result<()> {
 /// Loads all components of `folder` on `cuda`, to be run by ONNX Runtime. What the U-Net can compute ahead is split from
 /// it. An error says what is missing where this ONNX Runtime cannot use a GPU.
 pub fn open(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, Processor::in_place(), true, usual(), &silent)
+    load(folder, cuda, true, usual(), &silent)
 }
 
 /// The same, telling of each component.
 pub fn open_telling(folder: &ModelFolder, cuda: &Cuda, tell: Telling<'_>) -> Result<CudaModel> {
-    load(folder, cuda, Processor::in_place(), true, usual(), tell)
+    load(folder, cuda, true, usual(), tell)
 }
 
 /// The same with the U-Net in one piece, to compare.
 pub fn open_whole(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, Processor::in_place(), false, usual(), &silent)
+    load(folder, cuda, false, usual(), &silent)
 }
 
 /// The same with the graphs run as they were exported, to compare.
 pub fn open_exported(folder: &ModelFolder, cuda: &Cuda) -> Result<CudaModel> {
-    load(folder, cuda, Processor::in_place(), true, None, &silent)
-}
-
-/// The same with sessions run by ONNX Runtime's CPU provider, in their turn on the device's stream: for tests without a GPU.
-/// The U-Net is in two parts with `split`, and graphs are made faster with `faster`, as far as a processor has the operators.
-/// `failing` is told of runs that failed; it must not ask the driver for anything.
-///
-/// # Safety
-/// The memory of `cuda` must be main memory.
-pub unsafe fn open_on_processor(
-    folder: &ModelFolder,
-    cuda: &Cuda,
-    split: bool,
-    faster: bool,
-    failing: fn(&Error),
-) -> Result<CudaModel> {
-    let fusions = faster.then_some(Fusions::ATTENTION);
-    let processor = Some(Processor { failing });
-    load(folder, cuda, processor, split, fusions, &silent)
+    load(folder, cuda, true, None, &silent)
 }
 
 /// What a GPU runs fastest.
@@ -72,23 +54,21 @@ fn usual() -> Option<Fusions> {
 fn load(
     folder: &ModelFolder,
     cuda: &Cuda,
-    processor: Option<Processor>,
     split: bool,
     fusions: Option<Fusions>,
     tell: Telling<'_>,
 ) -> Result<CudaModel> {
     let runtime = library::runtime()?;
-    let (graphs, kind) = match processor {
-        Some(_) => (Graphs::Frame, "CPU"),
-        None => {
-            options::check(runtime)?;
-            (Graphs::of(runtime), "CUDA")
-        }
+    options::check(runtime)?;
+    let graphs = Graphs::of(runtime);
+    let kind = match Processor::in_place() {
+        Some(_) => "CPU",
+        None => "CUDA",
     };
     let on = Providers {
-        texts: Provider::Cuda(CudaProvider::of_texts(cuda).run_by(processor)),
-        contexts: Provider::Cuda(CudaProvider::of_contexts(cuda, graphs).run_by(processor)),
-        frames: Provider::Cuda(CudaProvider::of_frames(cuda, graphs).run_by(processor)),
+        texts: Provider::Cuda(CudaProvider::of_texts(cuda)),
+        contexts: Provider::Cuda(CudaProvider::of_contexts(cuda, graphs)),
+        frames: Provider::Cuda(CudaProvider::of_frames(cuda, graphs)),
         fusions,
     };
     let texts = Texts::open(folder, &on.texts, tell)?;

@@ -100,7 +100,7 @@ impl CudaProvider {
             on_stream: false,
             graphs: Graphs::None("it runs rarely"),
             copies: Arc::default(),
-            processor: None,
+            processor: Processor::in_place(),
         }
     }
 
@@ -111,7 +111,7 @@ impl CudaProvider {
             on_stream: true,
             graphs,
             copies: Arc::default(),
-            processor: None,
+            processor: Processor::in_place(),
         }
     }
 
@@ -122,11 +122,6 @@ impl CudaProvider {
             Graphs::Session => Self::of_texts(cuda),
             _ => Self::of_frames(cuda, graphs),
         }
-    }
-
-    /// The same, with something that runs sessions in the GPU's place, if it is given.
-    pub fn run_by(self, processor: Option<Processor>) -> Self {
-        Self { processor, ..self }
     }
 
     /// What runs sessions in the GPU's place, if something does.
