@@ -2,6 +2,15 @@
 //! diffusers in Python (tools/reference/architectures.py).
 
 mod common;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "standin/computing.rs"]
+mod computing;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod standin;
+#[cfg(feature = "cuda")]
+#[macro_use]
+#[path = "standin/twins.rs"]
+mod twins;
 
 use std::fs;
 use std::path::Path;
@@ -41,8 +50,20 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Runs the cases of `model` with the folder `folder`.
+/// Runs the cases of `model` with the folder `folder`: pictures must be the same but for rounding.
 fn agrees(model: &str, folder: &str, expected_cases: usize) {
+    plays(model, folder, expected_cases, "onnxruntime-cpu", same);
+}
+
+/// Runs the cases of `model` with the folder `folder` on `backend`; `check` is given what came out, what was to, and what to
+/// call it.
+fn plays(
+    model: &str,
+    folder: &str,
+    expected_cases: usize,
+    backend: &str,
+    check: impl Fn(&[u8], &[u8], &str),
+) {
     let models = data("models");
     let cases = fs::read(models.join("cases.json")).unwrap();
     let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
@@ -56,6 +77,7 @@ fn agrees(model: &str, folder: &str, expected_cases: usize) {
             .map(|property| (*property, text(&case[*property])))
             .chain([("model", model), ("width", text(&case["width"]))])
             .chain([("height", text(&case["height"]))])
+            .chain([("backend", backend.to_owned())])
             .collect();
         let settings: Vec<_> = settings.iter().map(|(k, v)| (*k, &v[..])).collect();
         let side = |key: &str| case[key].as_u64().unwrap() as u32;
@@ -75,7 +97,7 @@ fn agrees(model: &str, folder: &str, expected_cases: usize) {
         );
         for (k, (found, expected)) in out.iter().zip(&expected).enumerate() {
             let what = format!("{folder}: {name}, frame {k}");
-            same(&pixels(found, &caps), expected, &what);
+            check(&pixels(found, &caps), expected, &what);
         }
         assert!(rig.errors().is_empty());
         // All of them have cross-attention, so there is something to compute ahead.
@@ -120,6 +142,49 @@ fn latent_consistency_model() {
 #[test]
 fn latent_consistency_model_by_optimum() {
     agrees("lcm", "optimum-lcm", 7);
+}
+
+#[cfg(feature = "cuda")]
+twins! {
+    [Late]
+    half_precision_agrees
+}
+
+#[cfg(feature = "cuda")]
+fn gpu() {}
+
+/// Tensors between the networks are f16 there; see tests/parity.rs.
+#[cfg(feature = "cuda")]
+fn half_precision_agrees(_: &()) {
+    let cuda = gststreamdiffusion::device::cuda::Cuda::new(0).unwrap();
+    let (allowed, on_average) = match cuda.name() {
+        "stand-in" => (2, 0.15),
+        _ => (16, 1.0),
+    };
+    for (model, folder, cases) in [
+        ("sd1", "sd1", 15),
+        ("sd1", "optimum-sd1", 15),
+        ("sd2", "sd2", 9),
+        ("sdxl", "sdxl", 12),
+        ("lcm", "lcm", 7),
+    ] {
+        plays(
+            model,
+            folder,
+            cases,
+            "onnxruntime-cuda",
+            |found, expected, what| {
+                let (most, mean) = (
+                    difference(found, expected),
+                    mean_difference(found, expected),
+                );
+                assert!(
+                    most <= allowed && mean <= on_average,
+                    "{what}: differs by {most}, {mean:.3} on average"
+                );
+            },
+        );
+    }
 }
 
 /// XL is told the size of the picture, so what is computed ahead for one size is wrong for another.

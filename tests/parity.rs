@@ -1,6 +1,15 @@
 //! The element against what the published Python package makes of the same frames with the same model.
 
 mod common;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "standin/computing.rs"]
+mod computing;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod standin;
+#[cfg(feature = "cuda")]
+#[macro_use]
+#[path = "standin/twins.rs"]
+mod twins;
 
 use std::fs;
 
@@ -68,13 +77,28 @@ fn frames(name: &str, which: &str) -> Vec<Vec<u8>> {
     data.chunks(size as usize).map(<[u8]>::to_vec).collect()
 }
 
-/// Output frames, and the reference's for the same input frames, must be the same but for rounding.
-fn agree(case: &Case, found: &[Vec<u8>]) {
+/// Pairs of output frames and the reference's for the same input frames, with what to call them.
+fn pairs<'a>(
+    case: &'a Case,
+    found: &'a [Vec<u8>],
+) -> impl Iterator<Item = (&'a [u8], &'a [u8], String)> {
     assert_eq!(found.len(), case.input.len(), "{}", case.name);
     let expected = &case.expected[case.steps - 1..];
     assert!(expected.len() >= 5, "{}", case.name);
-    for (j, (found, expected)) in found.iter().zip(expected).enumerate() {
-        same(found, expected, &format!("{}, frame {j}", case.name));
+    let pairs = found.iter().zip(expected).enumerate();
+    pairs.map(|(j, (found, expected))| {
+        (
+            &found[..],
+            &expected[..],
+            format!("{}, frame {j}", case.name),
+        )
+    })
+}
+
+/// They must be the same but for rounding.
+fn agree(case: &Case, found: &[Vec<u8>]) {
+    for (found, expected, what) in pairs(case, found) {
+        same(found, expected, &what);
     }
 }
 
@@ -100,6 +124,44 @@ fn the_element_agrees_with_the_reference() {
         let found: Vec<_> = out.iter().map(|buffer| pixels(buffer, &caps)).collect();
         agree(case, &found);
         assert!(rig.errors().is_empty());
+    }
+}
+
+#[cfg(feature = "cuda")]
+twins! {
+    [Late]
+    half_precision_agrees_with_the_reference
+}
+
+#[cfg(feature = "cuda")]
+fn gpu() {}
+
+/// On a GPU tensors between the networks are f16, which has 11 bits where f32 has 24: each step rounds once more. Where the
+/// networks themselves are f32, that is all; a GPU multiplies with TF32 besides, which has 11 bits too.
+#[cfg(feature = "cuda")]
+fn half_precision_agrees_with_the_reference(_: &()) {
+    let standing_in = gststreamdiffusion::device::cuda::Cuda::new(0)
+        .unwrap()
+        .name()
+        == "stand-in";
+    for case in &cases() {
+        let mut settings: Vec<_> = case.settings.iter().map(|(k, v)| (*k, &v[..])).collect();
+        settings.push(("backend", "onnxruntime-cuda"));
+        let caps = caps("RGB", case.width, case.height);
+        let frames = case.input.iter().zip(0..);
+        let frames = frames.map(|(input, k)| buffer(input.clone(), k));
+        let found = restyle(&settings, &caps, frames.collect());
+        let (allowed, on_average) = if standing_in { (1, 0.05) } else { (16, 1.0) };
+        for (found, expected, what) in pairs(case, &found) {
+            let (most, mean) = (
+                difference(found, expected),
+                mean_difference(found, expected),
+            );
+            assert!(
+                most <= allowed && mean <= on_average,
+                "{what}: differs by {most}, {mean:.3} on average"
+            );
+        }
     }
 }
 

@@ -228,6 +228,17 @@ pub fn difference(a: &[u8], b: &[u8]) -> u8 {
     a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
 }
 
+/// The mean difference between two pictures.
+pub fn mean_difference(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let sum: u64 = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| u64::from(a.abs_diff(*b)))
+        .sum();
+    sum as f64 / a.len() as f64
+}
+
 /// Two pictures must be the same, but for rounding.
 #[track_caller]
 pub fn same(a: &[u8], b: &[u8], what: &str) {
