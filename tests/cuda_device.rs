@@ -59,7 +59,7 @@ fn less<T>(gpu: &Cuda, on_a_gpu: T, on_the_stand_in: T) -> T {
 }
 
 twins! {
-    [Late Early]
+    [Late Early CopiesEarly]
     tensors_go_up_and_come_down
     rows_are_stacked_and_taken_apart
     types_are_converted_on_the_way

@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 
 use super::standin::{self, Seen};
 
-/// As many as a device makes: for computing, and for frames that come and go.
-const STREAMS: i32 = 3;
+/// The streams that a device makes, in this order: for computing, and for frames that come and go.
+const STREAMS: [i32; 3] = [0, 1, 2];
 /// Compiled once, with what they include.
 const COMPILED: [&str; 3] = [
     "kernels/host/launch.cpp",
@@ -33,13 +33,26 @@ const INCLUDED: [&str; 3] = [
 ];
 
 /// When streams do their work.
-#[derive(Clone, Copy, PartialEq)]
-#[allow(dead_code)] // Not every test program has both.
+#[derive(Clone, Copy)]
+#[allow(dead_code)] // Not every test program has all.
 pub enum When {
     /// When something waits for it.
     Late,
     /// As early as events allow.
     Early,
+    /// Frames come and go early, and are computed late: so they meet others that are on their way.
+    CopiesEarly,
+}
+
+impl When {
+    /// Whether the stream with this number does its work early.
+    fn is_early(self, stream: i32) -> bool {
+        match self {
+            Self::Late => false,
+            Self::Early => true,
+            Self::CopiesEarly => stream != STREAMS[0],
+        }
+    }
 }
 
 /// Runs `scenario`, the body of the test called `name`, in a process that has this stand-in, and whose environment has
@@ -69,9 +82,9 @@ pub fn run(name: &str, variables: &[(&str, &str)], ways: &[When], scenario: impl
     };
     let (eager, live, misused) = (eager.unwrap(), live.unwrap(), misused.unwrap());
     for when in ways {
-        for stream in 0..STREAMS {
+        for stream in STREAMS {
             // SAFETY: says how streams are that are made from now on.
-            unsafe { eager(stream, i32::from(*when == When::Early)) };
+            unsafe { eager(stream, when.is_early(stream).into()) };
         }
         scenario();
         // SAFETY: they read numbers.

@@ -200,13 +200,13 @@ fn films_of_another_architecture_do(cuda: &Cuda) {
     Pair::open(cuda, "tests/data/models/sdxl").agrees(&GUIDANCE);
 }
 
-/// The same, command by command, on streams that do their work early.
+/// The same, command by command, while frames come and go early.
 #[test]
 #[cfg(target_os = "linux")]
 fn films_without_graphs_do_on_the_stand_in() {
     let name = "films_without_graphs_do_on_the_stand_in";
     let variables = [(GRAPHS, "0")];
-    computing::run(name, &variables, &[computing::When::Early], || {
+    computing::run(name, &variables, &[computing::When::CopiesEarly], || {
         films_look_as_on_the_host(&gpu());
     });
 }
