@@ -164,6 +164,15 @@ impl<M: Model> Drop for Closing<'_, M> {
     }
 }
 
+/// Has the model forget the thread when it ends, also by a panic.
+struct Leaving<'a, M: Model>(&'a M);
+
+impl<M: Model> Drop for Leaving<'_, M> {
+    fn drop(&mut self) {
+        self.0.release_thread();
+    }
+}
+
 /// What the thread does next.
 enum Task {
     /// Encode what is wanted, unless that changes meanwhile.
@@ -174,6 +183,7 @@ enum Task {
 
 fn encode_all<M: Model>(shared: &Shared<M>, model: &M) {
     let _closing = Closing(shared);
+    let _leaving = Leaving(model);
     let mut encoder = Encoder::new(model);
     let mut last: Option<Target<M>> = None;
     loop {

@@ -143,4 +143,8 @@ pub trait Model: Send + Sync + 'static {
 
     /// Pictures `[f, 3, H, W]`, nominally in [-1, 1], of scaled latents `[f, C, h, w]`.
     fn decode(&self, latents: &Self::Tensor) -> Result<Self::Tensor>;
+
+    /// To be called by a thread that had something computed and has no further use for it: a device may keep something for each
+    /// thread.
+    fn release_thread(&self) {}
 }

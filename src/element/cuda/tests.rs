@@ -242,6 +242,7 @@ twins! {
     [Late]
     every_format_goes_through_gpu_memory
     starting_and_stopping_leaves_nothing_behind
+    a_gpu_that_stays_open_gets_back_what_elements_had
 }
 
 twins! {
@@ -453,6 +454,42 @@ fn starting_and_stopping_leaves_nothing_behind(machine: &Machine) {
         late + (32 << 20) >= early,
         "{early} bytes were free, then {late}: {free:?}"
     );
+}
+
+/// All threads of an element that asked the GPU for something give it back, while something else keeps the GPU open.
+fn a_gpu_that_stays_open_gets_back_what_elements_had(machine: &Machine) {
+    let gpu = machine.open();
+    let caps = caps("NV12", (96, 64), Memory::System);
+    let info = VideoInfo::from_caps(&caps).unwrap();
+    let pool = source(sharing(&gpu), &caps);
+    let mut had = Vec::new();
+    for _ in 0..4 {
+        let element = element("onnxruntime-cuda");
+        let mut harness = Harness::with_element(&element, Some("sink"), Some("src"));
+        harness.set_sink_caps(caps.clone());
+        harness.set_src_caps(caps.clone());
+        harness.play();
+        let mut push = |k| {
+            let mut buffer = pool.acquire_buffer(None).unwrap();
+            paint(buffer.get_mut().unwrap(), &info, k);
+            harness.push(buffer).unwrap();
+            while harness.try_pull().is_some() {}
+        };
+        push(0);
+        // Encoded and made ready beside the frames that go on.
+        element.set_property("prompt", "a frozen lake");
+        let in_force = |element: &gst::Element| {
+            let stats = element.property::<gst::Structure>("stats");
+            stats.get::<String>("prompt") == Ok("a frozen lake".into())
+        };
+        let mut frames = (1..10_000).take_while(|_| !in_force(&element));
+        frames.by_ref().for_each(&mut push);
+        assert!(in_force(&element));
+        element.set_state(gst::State::Null).unwrap();
+        had.push(gpu.cuda.allocated());
+    }
+    // A thread's list has as much, and what frames are copied through is less.
+    assert!(had[3] < had[0] + (1 << 16), "{had:?}");
 }
 
 fn a_flush_in_the_middle_lets_go_of_everything(machine: &Machine) {

@@ -165,4 +165,8 @@ impl Model for CudaModel {
         self.cuda.copy(&outputs, &pictures, 1.0, 0.0)?;
         Ok(pictures)
     }
+
+    fn release_thread(&self) {
+        self.cuda.release_thread();
+    }
 }
