@@ -5,6 +5,8 @@ mod allocation;
 mod calls;
 mod context;
 mod library;
+#[cfg(test)]
+mod lost;
 mod memory;
 #[cfg(all(test, target_os = "linux"))]
 mod standin;
