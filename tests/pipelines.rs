@@ -51,7 +51,8 @@ const PLUGINS: [&str; 27] = [
 fn program(name: &str, folder: &Folder) -> Command {
     let mut command = tool("timeout", folder, &PLUGINS);
     command
-        .args(["--signal=KILL", "120", name])
+        // In the foreground, signals go to the program once, not to its group once more.
+        .args(["--foreground", "--signal=KILL", "120", name])
         .env("GST_STREAMDIFFUSION_MODELS", repository().join("models"))
         .env("GST_DEBUG", "2")
         .env("GST_DEBUG_NO_COLOR", "1")

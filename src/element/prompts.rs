@@ -1,4 +1,5 @@
-//! Turns prompts into what the U-Net needs of them, on a thread of its own: a new prompt never holds up a frame.
+//! Turns prompts into what the U-Net needs of them, on a thread of its own: no frame waits until a new prompt is
+//! encoded.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -96,11 +96,10 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             times,
             ..
         } = self;
-        // A device may do all that was put off so far.
-        for (text, needs) in &needs {
-            texts.prepare(*text, model, needs)?;
-        }
         times.measure(device, Stage::Denoise, || {
+            for (text, needs) in &needs {
+                texts.prepare(*text, model, needs)?;
+            }
             // With the length of their texts.
             let mut rows = Vec::new();
             let mut negative_rows = Vec::new();

@@ -175,6 +175,15 @@ impl List {
         self.commands.is_empty()
     }
 
+    /// Forgets what is noted down and not on the stream yet; whether that was anything.
+    pub(super) fn abandon(&mut self) -> bool {
+        self.parameters.clear();
+        if self.running.is_empty() {
+            self.kept.clear();
+        }
+        !std::mem::take(&mut self.commands).is_empty()
+    }
+
     /// Keeps a tensor until the list is done.
     pub(super) fn keep(&mut self, tensor: &CudaTensor) {
         self.kept.push(tensor.clone());

@@ -14,6 +14,7 @@ mod pool;
 mod staging;
 mod tensor;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub struct Cuda(Arc<Inner>);
 
 struct Inner {
     identity: usize,
-    lists: Mutex<HashMap<ThreadId, Arc<Mutex<List>>>>,
+    lists: Mutex<HashMap<Owner, Arc<Mutex<List>>>>,
     /// Held while something is put on the stream that must not be mixed with what another thread puts there.
     submission: Mutex<()>,
     /// How often what was noted down was not done.
@@ -56,6 +57,19 @@ struct Inner {
     kernels: Kernels,
     gpu: Gpu,
     restore: Restore,
+}
+
+/// Whose list one is: a thread's, and whether it is that for what goes ahead of the others.
+type Owner = (ThreadId, bool);
+
+thread_local! {
+    /// Whether the thread notes down what goes ahead.
+    static AHEAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The list of the calling thread that is in use.
+fn owner() -> Owner {
+    (thread::current().id(), AHEAD.get())
 }
 
 impl Drop for Inner {
@@ -134,13 +148,13 @@ impl Cuda {
 
     /// How the calling thread's frames were launched so far.
     pub fn launches(&self) -> Launches {
-        let list = self.0.lists.lock().get(&thread::current().id()).cloned();
+        let list = self.0.lists.lock().get(&owner()).cloned();
         list.map_or(Launches::default(), |list| list.lock().launches())
     }
 
     /// Why frames of the calling thread are not launched as one graph, where that was tried and failed.
     pub fn refusal(&self) -> Option<String> {
-        let list = self.0.lists.lock().get(&thread::current().id()).cloned();
+        let list = self.0.lists.lock().get(&owner()).cloned();
         list.and_then(|list| list.lock().refusal().map(str::to_owned))
     }
 
@@ -273,6 +287,11 @@ impl Cuda {
         Ok(())
     }
 
+    /// Whether [`copy_each`](Self::copy_each) copies elements of one type to those of another.
+    pub fn copies(from: Element, to: Element) -> bool {
+        from == to || (from.float().is_some() && to.float().is_some())
+    }
+
     /// Notes down: copies the first tensor of each pair to the second one, which has as many elements, in as few launches as
     /// there are pairs of types.
     pub fn copy_each(&self, pairs: &[(CudaTensor, CudaTensor)]) -> Result<()> {
@@ -375,6 +394,29 @@ impl Cuda {
         submitted
     }
 
+    /// Has `work` note down operations in a list of their own, and does them, before all that the calling thread has noted
+    /// down and not done: they must not depend on that, which stays as it is. Nothing of them is done if `work` fails.
+    pub fn ahead<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        /// Also when `work` panics.
+        struct Back(bool);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                AHEAD.set(self.0);
+            }
+        }
+        let _back = Back(AHEAD.replace(true));
+        match work() {
+            Ok(result) if self.list().lock().is_empty() => Ok(result),
+            Ok(result) => self.finish().map(|()| result),
+            Err(error) => {
+                if self.list().lock().abandon() {
+                    self.0.failures.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error)
+            }
+        }
+    }
+
     /// Keeps other threads from putting anything on the compute stream as long as it is held: for who puts there what is not
     /// noted down, which the graph that another thread captures would take for its own. Nothing noted down may be done by the
     /// thread that holds it.
@@ -390,14 +432,15 @@ impl Cuda {
 
     /// Forgets what it keeps for the calling thread, which has no further use for it.
     pub fn release_thread(&self) {
-        self.0.lists.lock().remove(&thread::current().id());
+        let thread = thread::current().id();
+        (self.0.lists.lock()).retain(|(owner, _), _| *owner != thread);
         // Other threads go on with other sizes, or engines with other memory.
         self.0.gpu.pool.trim();
     }
 
     fn list(&self) -> Arc<Mutex<List>> {
         let mut lists = self.0.lists.lock();
-        lists.entry(thread::current().id()).or_default().clone()
+        lists.entry(owner()).or_default().clone()
     }
 
     /// Notes down the sums `<a, b>`, `<a, a>` and `<b, b>` of two f16 tensors of one length; in f32 in the tensor that comes

@@ -133,10 +133,22 @@ fn a_frame_is_one_graph() {
         clip.check(1, 0, "with one step");
 
         // On the way to another prompt, a graph more for what is computed of each frame's text.
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
         element.set_property("prompt-transition", 40_000_000 * 100u64);
         element.set_property("prompt", "a frozen lake");
-        clip.push(SETTLED + 4);
+        let begun = || {
+            let message = bus.pop_filtered(&[gst::MessageType::Element]);
+            let name = message.and_then(|m| m.structure().map(|s| s.name().to_string()));
+            name.as_deref() == Some("streamdiffusion-prompt-transition")
+        };
+        // The prompt is encoded beside frames.
+        (0..10_000)
+            .take_while(|_| !begun())
+            .for_each(|_| clip.push(1));
+        clip.push(SETTLED);
         clip.check(2, 1, "in a transition");
         element.set_state(gst::State::Null).unwrap();
+        element.set_bus(None);
     });
 }

@@ -59,8 +59,7 @@ impl CudaRuntime {
         tell: Telling<'_>,
         waits: Waiting<'_>,
     ) -> Result<Self> {
-        let loaded = shared::load_cuda(model, &gpu.cuda, tell, waits)?;
-        Ok(Self::new(loaded, gpu))
+        Self::new(shared::load_cuda(model, &gpu.cuda, tell, waits), gpu)
     }
 
     /// The same, to be run by TensorRT's engines, which are built if the request says so and they are missing.
@@ -75,16 +74,18 @@ impl CudaRuntime {
     ) -> Result<Self> {
         let building = request.build.then_some(&building);
         let wanted = &request.wanted;
-        let loaded = shared::load_tensorrt(model, &gpu.cuda, wanted, building, tell, waits)?;
-        Ok(Self::new(loaded, gpu))
+        let loaded = shared::load_tensorrt(model, &gpu.cuda, wanted, building, tell, waits);
+        Self::new(loaded, gpu)
     }
 
-    fn new(loaded: Arc<Loaded<CudaModel>>, gpu: Arc<Gpu>) -> Self {
-        Self {
+    fn new(loaded: Result<Arc<Loaded<CudaModel>>>, gpu: Arc<Gpu>) -> Result<Self> {
+        // Models are tried when they are loaded, by this thread.
+        let loaded = loaded.inspect_err(|_| gpu.cuda.release_thread())?;
+        Ok(Self {
             loaded,
             gpu,
             reading: Vec::new(),
-        }
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use super::bounds::Bounds;
 use crate::device::HostTensor;
 use crate::device::cuda::{Cuda, CudaTensor, Element};
 use crate::engine::Text;
-use crate::engine::onnxruntime::parts::{Rows, close};
+use crate::engine::onnxruntime::parts::{Rows, Source, close};
 use crate::engine::onnxruntime::plan::Value;
 use crate::engine::onnxruntime::{Ahead, Context, Valued};
 use crate::error::{Error, Result};
@@ -68,7 +68,7 @@ struct Slow {
 type Shape = Vec<usize>;
 type Shapes = Vec<Shape>;
 /// What inputs were filled with last.
-type Filled = Vec<Option<HostTensor>>;
+type Filled = Vec<HostTensor>;
 
 /// What the slow part has computed.
 enum Computed {
@@ -87,7 +87,7 @@ impl Contexts {
     /// For the U-Net of `folder`, whose live part takes `elements` beside the latent. The slow part is tried with made-up
     /// rows: what it gives on the GPU must be what it gives in main memory.
     pub fn new(folder: &ModelFolder, cuda: &Cuda, ahead: Ahead, elements: Vec<Element>) -> Self {
-        let (slow, why) = match Slow::open(folder, cuda, &ahead) {
+        let (slow, why) = match Slow::open(folder, cuda, &ahead, &elements) {
             Ok(slow) => (slow, None),
             Err(why) => (None, Some(why)),
         };
@@ -116,12 +116,9 @@ impl Contexts {
     ) -> Result<Vec<Context<Kept>>> {
         let compute = |value: &Valued| self.compute(value);
         let keep = |tensors| self.keep(tensors);
-        let contexts = (self.ahead).precompute(timesteps, text, size, like, compute, keep)?;
-        if self.slow.is_some() {
-            // Other threads have other lists.
-            self.cuda.finish()?;
-        }
-        Ok(contexts)
+        let make = || (self.ahead).precompute(timesteps, text, size, like, compute, keep);
+        // A frame's list, which may be half noted down, stays the one that is a graph; and other threads have other lists.
+        self.cuda.ahead(make)
     }
 
     fn compute(&self, value: &Valued) -> Result<Vec<Computed>> {
@@ -176,6 +173,7 @@ impl Slow {
         folder: &ModelFolder,
         cuda: &Cuda,
         ahead: &Ahead,
+        elements: &[Element],
     ) -> std::result::Result<Option<Self>, String> {
         let Some((program, roles)) = ahead.program()? else {
             return Ok(None);
@@ -185,7 +183,18 @@ impl Slow {
         let row = |value: &Valued| Ok((slow.given(value)?, ahead.compute(value)?));
         let rows = rows.iter().map(|value| row(value));
         let rows: Vec<_> = rows.collect::<Result<_>>().map_err(|e| e.to_string())?;
-        slow.try_out(cuda, &rows)?;
+        let outputs = slow.try_out(cuda, &rows)?;
+        for (feed, to) in ahead.feeds.iter().zip(elements) {
+            if let Source::Computed(output) = feed.source
+                && !outputs
+                    .get(output)
+                    .is_some_and(|from| Cuda::copies(*from, *to))
+            {
+                return Err(format!(
+                    "its tensor number {output} is of another type than {to:?}"
+                ));
+            }
+        }
         Ok(Some(slow))
     }
 
@@ -197,33 +206,34 @@ impl Slow {
         }
     }
 
-    /// An error unless it gives for rows, by turns, what it gives for them in main memory, as often as it takes for it to become
-    /// a graph. Of each row there is what goes in and what comes out.
+    /// The types of what it gives. An error unless that is, for rows by turns, what it gives for them in main memory, as often as
+    /// it takes for it to become a graph. Of each row there is what goes in and what comes out.
     fn try_out(
         &self,
         cuda: &Cuda,
         rows: &[(Vec<HostTensor>, Vec<HostTensor>)],
-    ) -> std::result::Result<(), String> {
+    ) -> std::result::Result<Vec<Element>, String> {
         let said = |e: Error| e.to_string();
+        let mut types = Vec::new();
         for (given, computed) in rows {
             self.learn(given, computed);
         }
         for (trial, (given, expected)) in rows.iter().cycle().take(TRIALS).enumerate() {
-            let found = self.run(cuda, given).map_err(said)?;
+            // Done at once, so that errors are its own.
+            let found = cuda.ahead(|| self.run(cuda, given)).map_err(said)?;
             let found = found.ok_or("the shapes of what it gives are not known")?;
-            // Waits for it, so that errors are its own.
-            cuda.finish().map_err(said)?;
             if trial + rows.len() < TRIALS {
                 continue;
             }
+            types = found.iter().map(CudaTensor::element).collect();
             for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-                let found = cuda.download(found).map_err(said)?;
+                let found = cuda.ahead(|| cuda.download(found)).map_err(said)?;
                 if !close(expected, &found) {
                     return Err(format!("its tensor number {i} came out wrong there"));
                 }
             }
         }
-        Ok(())
+        Ok(types)
     }
 
     /// What it is given, in the order of its inputs.
@@ -243,17 +253,15 @@ impl Slow {
             return Ok(None);
         };
         self.bounds.with(0, inputs, &outputs, |bound, filled| {
-            filled.resize(given.len(), None);
-            let mut copies = Vec::new();
             // As a rule, runs that follow each other differ in the timestep alone.
-            for ((values, filled), to) in given.iter().zip(filled).zip(bound.inputs()) {
-                if filled.as_ref() != Some(values) {
-                    let from = cuda.upload_as(values.shape(), values.data(), to.element())?;
-                    copies.push((from, to.clone()));
-                    *filled = Some(values.clone());
-                }
-            }
-            cuda.copy_each(&copies)?;
+            let inputs = given.iter().zip(bound.inputs()).enumerate();
+            let other = inputs.filter(|(i, (values, _))| filled.get(*i) != Some(values));
+            let copies = other.map(|(_, (values, to))| {
+                let from = cuda.upload_as(values.shape(), values.data(), to.element())?;
+                Ok((from, to.clone()))
+            });
+            cuda.copy_each(&copies.collect::<Result<Vec<_>>>()?)?;
+            *filled = given.to_vec();
             cuda.run(bound.clone())?;
             Ok(Some(bound.outputs().to_vec()))
         })
@@ -272,7 +280,7 @@ mod tests {
 
     use super::*;
     use crate::computing::{self, When};
-    use crate::device::cuda::Work;
+    use crate::device::cuda::{Launches, Work};
     use crate::engine::cuda;
     use crate::model::Component;
 
@@ -280,7 +288,7 @@ mod tests {
     #[derive(Clone, Copy, PartialEq)]
     enum Kind {
         Right,
-        /// It goes on giving what it was given first.
+        /// It goes on giving the last input as it was first.
         Stale,
         /// It writes nothing.
         Idle,
@@ -345,11 +353,14 @@ mod tests {
             let first = self.runs.fetch_add(1, Ordering::Relaxed) == 0;
             match self.kind {
                 Kind::Idle => return Ok(()),
-                Kind::Stale if !first => return Ok(()),
                 Kind::Failing => return Err(Error::engine("unet", "does not run")),
                 _ => {}
             }
-            for (from, to) in self.inputs.iter().zip(&self.outputs) {
+            let fresh = match self.kind {
+                Kind::Stale if !first => self.inputs.len() - 1,
+                _ => self.inputs.len(),
+            };
+            for (from, to) in self.inputs.iter().zip(&self.outputs).take(fresh) {
                 let stream = self.cuda.stream().cast();
                 // SAFETY: both are as long, and live as long as this.
                 unsafe {
@@ -385,11 +396,13 @@ mod tests {
                 let slow = Slow::new(&cuda, &program, &[Role::Text, Role::Timestep]);
                 slow.try_out(&cuda, &[row(1.0), row(20.0)])
             };
-            assert_eq!(tried(Kind::Right), Ok(()));
-            let graphs = cuda.launches().graphs;
+            assert_eq!(tried(Kind::Right), Ok(vec![Element::F32; 2]));
+            let graphs = cuda.ahead(|| Ok(cuda.launches().graphs)).unwrap();
             assert!(graphs > 2, "{graphs} graphs");
+            // Those of frames are counted by themselves.
+            assert_eq!(cuda.launches(), Launches::default());
             for (kind, reason) in [
-                (Kind::Stale, "number 0 came out wrong"),
+                (Kind::Stale, "number 1 came out wrong"),
                 (Kind::Idle, "number 0 came out wrong"),
                 (Kind::Unbindable, "has no room"),
                 (Kind::Failing, "does not run"),

@@ -102,11 +102,11 @@ pub(super) fn open(
     file: &ComponentFile,
     fusions: Option<Fusions>,
     provider: &Provider,
-    call: impl Fn(&Session) -> Attempt<Vec<HostTensor>>,
+    call: impl Fn(&Session) -> Attempt<Option<Vec<HostTensor>>>,
 ) -> Result<(Session, Told)> {
     let load = |fused: Fused| {
         let (session, told) = load(file, &fused, provider)?;
-        if provider.is_on_stream() {
+        if provider.tries() {
             try_out(&session, || call(&session))?;
         }
         Ok((session, told))
@@ -124,21 +124,34 @@ pub(super) fn open(
     Ok((session, Told::default().less(file, why)))
 }
 
-/// Runs a session with fused operators once, on what `call` makes up: a GPU may have an operator for some sizes only, or none
+/// Runs a session with fused operators once, on what `call` makes up, if it can make something up: a GPU may have an operator for some sizes only, or none
 /// that works, and while frames come nothing takes its place any more.
 pub(super) fn try_out(
     session: &Session,
-    call: impl FnOnce() -> Attempt<Vec<HostTensor>>,
+    call: impl FnOnce() -> Attempt<Option<Vec<HostTensor>>>,
 ) -> Attempt<()> {
-    let call = call()?;
+    let Some(call) = call()? else {
+        return Ok(());
+    };
     let inputs: Vec<_> = (call.iter())
         .map(|tensor| (tensor.shape(), Values::Floats(tensor.data())))
         .collect();
-    let output = session.run_one(&inputs).map_err(|e| e.to_string())?;
+    let output = match session.run_one(&inputs).map_err(|e| e.to_string()) {
+        Ok(output) => output,
+        // The graph as exported needs more of it.
+        Err(said) if is_of_memory(&said) => return Ok(()),
+        Err(said) => return Err(said),
+    };
     match output.data().iter().all(|x| x.is_finite()) {
         true => Ok(()),
         false => Err("it gave what is no number when it was tried".into()),
     }
+}
+
+/// Whether an error says that memory is used up, in ONNX Runtime's words, the driver's or a library's.
+fn is_of_memory(said: &str) -> bool {
+    let words = ["allocate memory", "out of memory", "ALLOC_FAILED"];
+    words.iter().any(|word| said.contains(word))
 }
 
 /// Width and height in pixels that the model of `folder` is tried with on `provider`: those that it is usually run with.
@@ -215,7 +228,7 @@ mod tests {
         let (width, height) = trial_size(&folder, &Provider::Cpu);
         assert!(width.is_multiple_of(folder.multiple()) && height >= folder.multiple());
         let encoder = Session::open(folder.vae_encoder(), &Provider::Cpu).unwrap();
-        let tried = |tensor: HostTensor| try_out(&encoder, || Ok(vec![tensor]));
+        let tried = |tensor: HostTensor| try_out(&encoder, || Ok(Some(vec![tensor])));
         let pictures = waves(&[2, 3, 64, 64]);
         assert_eq!(tried(pictures.clone()), Ok(()));
         let largest = pictures
@@ -232,6 +245,10 @@ mod tests {
         assert!(why.contains("vae_encoder"), "{why}");
         let why = try_out(&encoder, || Err("nobody knows".into()));
         assert_eq!(why, Err("nobody knows".into()));
+        // Which is not the graph's fault.
+        assert_eq!(try_out(&encoder, || Ok(None)), Ok(()));
+        let used_up = "BFCArena: Failed to allocate memory for requested buffer of size 4096";
+        assert!(is_of_memory(used_up) && !is_of_memory("its tensor is in main memory"));
     }
 
     #[test]

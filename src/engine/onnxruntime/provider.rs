@@ -3,7 +3,7 @@
 use ort::session::builder::SessionBuilder;
 
 #[cfg(feature = "cuda")]
-use super::cuda::CudaProvider;
+use super::cuda::{CudaProvider, Graphs};
 use crate::model::Fusions;
 
 /// What a session runs on.
@@ -71,11 +71,21 @@ impl Provider {
     }
 
     /// Whether sessions run in the order of what the device computes.
+    #[cfg(feature = "cuda")]
     pub fn is_on_stream(&self) -> bool {
         match self {
             Self::Cpu => false,
-            #[cfg(feature = "cuda")]
             Self::Cuda(provider) => provider.is_on_stream(),
+        }
+    }
+
+    /// Whether fused graphs are tried on it: a GPU may not have what they need, and one that makes graphs of sessions by
+    /// itself runs them at fixed addresses only.
+    pub fn tries(&self) -> bool {
+        match self {
+            Self::Cpu => false,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(provider) => provider.is_on_stream() && provider.graphs != Graphs::Session,
         }
     }
 

@@ -9,6 +9,6 @@ pub(super) mod processor;
 mod rarely;
 
 pub use model::{available, open, open_exported, open_telling, open_whole};
-pub(super) use options::CudaProvider;
+pub(super) use options::{CudaProvider, Graphs};
 #[cfg(feature = "tensorrt")]
 pub(in crate::engine) use rarely::Rarely;

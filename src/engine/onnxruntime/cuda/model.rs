@@ -67,7 +67,11 @@ fn load(
     };
     let on = Providers {
         texts: Provider::Cuda(CudaProvider::of_texts(cuda)),
-        contexts: Provider::Cuda(CudaProvider::of_contexts(cuda, graphs)),
+        contexts: Provider::Cuda(CudaProvider::of_contexts(
+            cuda,
+            graphs,
+            folder.unet().batch(),
+        )),
         frames: Provider::Cuda(CudaProvider::of_frames(cuda, graphs)),
         fusions,
     };
@@ -85,12 +89,13 @@ fn load(
         attention: false,
         ..fusions
     });
-    let fusions = fusions.filter(|fusions| *fusions != Fusions::NONE);
+    let nothing = on.frames.is_processor().then_some(Fusions::NONE);
+    let fusions = fusions.filter(|fusions| Some(*fusions) != nothing);
     let (width, height) = fusing::trial_size(folder, &on.frames);
     let session = |file: &ComponentFile, channels: usize, scale: usize| {
         let rows = file.batch().unwrap_or(1);
         let shape = [rows, channels, height / scale, width / scale];
-        let call = |_: &Session| Ok(vec![fusing::waves(&shape)]);
+        let call = |_: &Session| Ok(Some(vec![fusing::waves(&shape)]));
         let (session, told) = fusing::open(file, fusions, &on.frames, call)?;
         Ok((Arc::new(session), told))
     };

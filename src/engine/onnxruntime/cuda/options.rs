@@ -115,12 +115,14 @@ impl CudaProvider {
         }
     }
 
-    /// For what a frame needs and only a new prompt or new steps change.
-    pub fn of_contexts(cuda: &Cuda, graphs: Graphs) -> Self {
-        match graphs {
+    /// For what a frame needs and only a new prompt or new steps change, of a graph that fixes its rows to `rows`, if it does.
+    pub fn of_contexts(cuda: &Cuda, graphs: Graphs, rows: Option<usize>) -> Self {
+        match (graphs, rows) {
             // Such sessions run at fixed addresses only.
-            Graphs::Session => Self::of_texts(cuda),
-            _ => Self::of_frames(cuda, graphs),
+            (Graphs::Session, _) => Self::of_texts(cuda),
+            (_, None | Some(1)) => Self::of_frames(cuda, graphs),
+            // What has one row of several goes through main memory, and so had better not keep frames waiting.
+            _ => Self::of_texts(cuda),
         }
     }
 

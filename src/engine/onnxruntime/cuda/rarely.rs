@@ -33,10 +33,11 @@ impl Rarely {
     /// if the U-Net cannot be cut in two and is to be.
     pub fn open(folder: &ModelFolder, cuda: &Cuda, live: bool, tell: Telling<'_>) -> Result<Self> {
         let runtime = library::runtime()?;
+        let (graphs, rows) = (Graphs::of(runtime), folder.unet().batch());
         let (texts, contexts) = match options::check(runtime) {
             Ok(()) => (
                 Provider::Cuda(CudaProvider::of_texts(cuda)),
-                Provider::Cuda(CudaProvider::of_contexts(cuda, Graphs::of(runtime))),
+                Provider::Cuda(CudaProvider::of_contexts(cuda, graphs, rows)),
             ),
             Err(_) => (Provider::Cpu, Provider::Cpu),
         };

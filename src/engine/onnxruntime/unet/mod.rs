@@ -226,10 +226,10 @@ impl Ahead {
         slow.program().map(Some)
     }
 
-    /// Two made-up rows, to try the slow part with.
+    /// Two made-up rows, to try the slow part with one after the other.
     #[cfg(feature = "cuda")]
     pub fn made_up(&self, folder: &ModelFolder) -> Option<[Box<Valued<'_>>; 2]> {
-        let made_up = Arc::new(self.given.smallest(folder)?);
+        let made_up = Arc::new(self.given.smallest(folder)?.apart());
         Some([0, 1].map(|row| {
             let made_up = made_up.clone();
             Box::new(move |role| made_up.value(&self.given, role, row)) as Box<Valued<'_>>

@@ -136,7 +136,7 @@ impl Parts {
     ) -> Attempt<Self> {
         let file = folder.unet();
         let told = fused.as_ref().map(Told::of);
-        let tried = fused.is_some() && providers.frames.is_on_stream();
+        let tried = fused.is_some() && providers.frames.tries();
         let cut = Cut::open(folder, given, fused, &providers.contexts)?;
         let name = file.input(Role::Sample).map_or("", |port| &port.name);
         let others = cut.split.boundary().iter().map(|b| b.name.as_str());
@@ -272,11 +272,11 @@ impl Slow {
     /// It as a program on the device's compute stream, and the role of each of its inputs; why it is none, if so.
     #[cfg(feature = "cuda")]
     pub fn program(&self) -> std::result::Result<super::SlowProgram<'_>, String> {
-        if !self.session.provider().is_on_stream() {
-            return Err("ONNX Runtime runs it beside the GPU's frames".into());
-        }
         if self.rows != 1 {
             return Err(format!("its graph takes {} rows", self.rows));
+        }
+        if !self.session.provider().is_on_stream() {
+            return Err("ONNX Runtime runs it beside the GPU's frames".into());
         }
         Ok((self.session.clone(), &self.roles))
     }

@@ -1,6 +1,6 @@
 //! What a U-Net is tried with before frames are.
 
-use super::given::{Given, MadeUp};
+use super::given::Given;
 use super::parts::{Feed, Rows, Slow, Source};
 use crate::device::HostTensor;
 use crate::engine::onnxruntime::fusing::{Attempt, trial_size, waves};
@@ -9,22 +9,23 @@ use crate::error::Error;
 use crate::model::{ModelFolder, Port, Role};
 
 /// What the live part `live` of the U-Net of `folder`, or all of it, takes for a made-up call of a usual size, in the order of
-/// its inputs; `feeds` and `slow` say where its inputs but the latent come from.
+/// its inputs; `feeds` and `slow` say where its inputs but the latent come from. `None` where the graph does not tell how wide
+/// the text embedding is.
 pub fn call(
     folder: &ModelFolder,
     given: &Given,
     live: &Session,
     feeds: &[Feed],
     slow: Option<&Slow>,
-) -> Attempt<Vec<HostTensor>> {
+) -> Attempt<Option<Vec<HostTensor>>> {
     let said = |e: Error| e.to_string();
     let file = folder.unet();
     let (width, height) = trial_size(folder, live.provider());
     let scale = folder.latent_scale();
     let size = (height / scale, width / scale);
-    let made_up = given.made_up(folder, size);
-    let made_up: MadeUp =
-        made_up.ok_or("the graph does not tell how wide the text embedding is")?;
+    let Some(made_up) = given.made_up(folder, size) else {
+        return Ok(None);
+    };
     let value = |role| made_up.value(given, role, 0);
     let computed = slow.map_or(Ok(Vec::new()), |slow| slow.run(value));
     let computed = computed.map_err(said)?;
@@ -46,7 +47,8 @@ pub fn call(
             Rows::Stacked | Rows::Broadcast(_) => repeated(tensor, rows),
         })
     };
-    live.inputs().iter().map(input).collect()
+    let inputs: Attempt<_> = live.inputs().iter().map(input).collect();
+    inputs.map(Some)
 }
 
 /// A row `[1, …]` as often as there are `rows`, one below the other.
