@@ -295,7 +295,7 @@ impl Cuda {
     /// Notes down: copies the first tensor of each pair to the second one, which has as many elements, in as few launches as
     /// there are pairs of types.
     pub fn copy_each(&self, pairs: &[(CudaTensor, CudaTensor)]) -> Result<()> {
-        let mut kinds: Vec<(Copying, Vec<Copy>)> = Vec::new();
+        let mut kinds: Vec<(Copying, Vec<Transfer>)> = Vec::new();
         for (from, to) in pairs {
             let how = Copying::new(from, to, 1.0, 0.0).filter(|_| from.len() == to.len());
             let how = how
@@ -479,7 +479,7 @@ impl Cuda {
 }
 
 /// Where a copy comes from and goes to, and how many elements it has.
-type Copy = (u64, u64, u32);
+type Transfer = (u64, u64, u32);
 
 /// How tensors are copied.
 #[derive(Clone, PartialEq)]
@@ -510,7 +510,7 @@ impl Copying {
     }
 
     /// Notes down these copies as one launch.
-    fn launch(&self, list: &mut List, copies: &[Copy]) {
+    fn launch(&self, list: &mut List, copies: &[Transfer]) {
         let &Self {
             kernel,
             scale,
@@ -519,7 +519,7 @@ impl Copying {
         } = self;
         let longest = copies.iter().map(|copy| copy.2).max().unwrap_or(0);
         if kernel == Kernel::CopyBytes {
-            let row = |&(input, out, len): &Copy| CopyBytesRow {
+            let row = |&(input, out, len): &Transfer| CopyBytesRow {
                 input,
                 out,
                 bytes: len * size,
@@ -528,7 +528,7 @@ impl Copying {
             let rows: Vec<_> = copies.iter().map(row).collect();
             list.launch(kernel, &rows, longest * size);
         } else {
-            let row = |&(input, out, len): &Copy| CopyRow {
+            let row = |&(input, out, len): &Transfer| CopyRow {
                 input,
                 out,
                 scale,

@@ -254,14 +254,21 @@ impl Slow {
         };
         self.bounds.with(0, inputs, &outputs, |bound, filled| {
             // As a rule, runs that follow each other differ in the timestep alone.
-            let inputs = given.iter().zip(bound.inputs()).enumerate();
-            let other = inputs.filter(|(i, (values, _))| filled.get(*i) != Some(values));
-            let copies = other.map(|(_, (values, to))| {
+            let other = (0..given.len()).filter(|i| filled.get(*i) != Some(&given[*i]));
+            let other: Vec<usize> = other.collect();
+            let copy = |i: &usize| {
+                let (values, to) = (&given[*i], &bound.inputs()[*i]);
                 let from = cuda.upload_as(values.shape(), values.data(), to.element())?;
                 Ok((from, to.clone()))
-            });
-            cuda.copy_each(&copies.collect::<Result<Vec<_>>>()?)?;
-            *filled = given.to_vec();
+            };
+            let copies: Vec<_> = other.iter().map(copy).collect::<Result<_>>()?;
+            cuda.copy_each(&copies)?;
+            for i in other {
+                match filled.get_mut(i) {
+                    Some(filled) => filled.clone_from(&given[i]),
+                    None => filled.push(given[i].clone()),
+                }
+            }
             cuda.run(bound.clone())?;
             Ok(Some(bound.outputs().to_vec()))
         })

@@ -124,8 +124,8 @@ pub(super) fn open(
     Ok((session, Told::default().less(file, why)))
 }
 
-/// Runs a session with fused operators once, on what `call` makes up, if it can make something up: a GPU may have an operator for some sizes only, or none
-/// that works, and while frames come nothing takes its place any more.
+/// Runs a session with fused operators once, on what `call` makes up, if it can make something up: a GPU may have an operator
+/// for some sizes only, or none that works, and while frames come nothing takes its place any more.
 pub(super) fn try_out(
     session: &Session,
     call: impl FnOnce() -> Attempt<Option<Vec<HostTensor>>>,
