@@ -892,6 +892,48 @@ fn bench_measures() {
     assert!(ahead.contains("tensors kept"), "{ahead}");
 }
 
+/// What was asked for, or nothing.
+#[test]
+fn bench_measures_on_one_device() {
+    let folder = Folder::new();
+    let model = parity_text();
+    let bench = |more: &[&str]| {
+        let args = [
+            "bench", &model, "--size", "64x48", "--frames", "2", "--json",
+        ];
+        program(&folder, &[&args, more].concat()).output().unwrap()
+    };
+    let there = bench(&["--device", "cpu"]);
+    assert!(there.status.success());
+    let found: Value = serde_json::from_slice(&there.stdout).unwrap();
+    assert_eq!(found["results"][0]["device"], "CPU");
+    // A GPU that no machine has.
+    let missing = bench(&["--device", "cuda:77"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(missing.stdout.is_empty());
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert!(
+        said.contains("GPU 77") || said.contains("libcuda"),
+        "{said}"
+    );
+    for (wrong, part) in [
+        (&["--device", "gpu"][..], "cuda:N"),
+        (
+            &["--device", "cuda", "--set", "backend=auto"],
+            "property backend",
+        ),
+        (
+            &["--device", "cpu", "--compare", "device-id=0,1"],
+            "property device-id",
+        ),
+    ] {
+        let wrong = bench(wrong);
+        assert_eq!(wrong.status.code(), Some(2));
+        let said = String::from_utf8_lossy(&wrong.stderr);
+        assert!(said.contains(part), "{said}");
+    }
+}
+
 /// Where GStreamer opens plugins in the program itself, as it does when it cannot start its scanner, there are two elements of
 /// one name; the program uses its own.
 #[test]

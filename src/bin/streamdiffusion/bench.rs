@@ -8,6 +8,7 @@ use gst::prelude::*;
 use gststreamdiffusion::model::ModelFolder;
 use serde_json::{Value, json};
 
+use crate::device::Device;
 use crate::failure::Failure;
 use crate::gauge::{Gauge, Reading};
 use crate::interrupt;
@@ -23,6 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   streamdiffusion bench
   streamdiffusion bench models/sd-turbo --size 512x512 --frames 20 --set steps=1
+  streamdiffusion bench models/sd-turbo --device cuda --frames 200 --warmup 30
   streamdiffusion bench --compare cfg-type=none,full
   streamdiffusion bench --compare 't-index-list=32,45|20,30,40'
   streamdiffusion bench models/sd-turbo --compare similarity-filter=false,true --still --rate 30 --power";
@@ -49,6 +51,10 @@ pub struct Args {
     /// Frames before them that are not
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     warmup: u32,
+    /// What runs the model, or nothing is measured: cpu, cuda, or cuda:N for the GPU with this number (as the properties backend
+    /// and device-id do); the element's choice if left out
+    #[arg(long, value_name = "DEVICE", value_parser = Device::parse)]
+    device: Option<Device>,
     /// Any property of the element; may be given several times
     #[arg(long, value_name = "PROPERTY=VALUE", value_parser = Setting::parse)]
     set: Vec<Setting>,
@@ -83,6 +89,8 @@ struct Lane {
     size: (u32, u32),
     next: u64,
     still: bool,
+    /// What it must run on.
+    device: Option<Device>,
     /// Time from one frame to the next, if they don't come as fast as they are taken.
     pace: Option<Duration>,
     /// Frames that go through the model together.
@@ -117,6 +125,14 @@ pub fn bench(args: &Args) -> Result<ExitCode, Failure> {
         }
         None => vec![None],
     };
+    let mut named = args.set.iter().chain(&args.compare);
+    let twice = named.find(|setting| ["backend", "device-id"].contains(&&*setting.name));
+    if let (Some(_), Some(setting)) = (args.device, twice) {
+        return Err(Failure::usage(format!(
+            "--device stands for the property {}, which is set as well; expected one of the two",
+            setting.name
+        )));
+    }
     // Values that cannot be are told before anything is loaded.
     for value in &values {
         Player::new(model(args), &settings(args, value.as_ref()))?;
@@ -166,7 +182,7 @@ fn model(args: &Args) -> Option<&Path> {
 }
 
 fn settings(args: &Args, compared: Option<&Setting>) -> Vec<Setting> {
-    let mut settings = Vec::new();
+    let mut settings = args.device.map_or(Vec::new(), Device::settings);
     if let Some((width, height)) = args.size {
         settings.push(Setting::new("width", width));
         settings.push(Setting::new("height", height));
@@ -206,6 +222,7 @@ impl Lane {
             size,
             next: 0,
             still: args.still,
+            device: args.device,
             pace: args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             group,
             loading: Duration::ZERO,
@@ -226,7 +243,10 @@ impl Lane {
     fn warm_up(&mut self, frames: usize, progress: &mut Progress) -> Result<(), Failure> {
         let start = Instant::now();
         self.start()?;
+        // Chosen already; and once more, as loading may have moved on.
+        self.check_device()?;
         self.player.wait_for_model()?;
+        self.check_device()?;
         self.loading = start.elapsed();
         let mut first = None;
         let mut n = 0;
@@ -247,6 +267,11 @@ impl Lane {
             self.push()?;
         }
         Ok(())
+    }
+
+    fn check_device(&self) -> Result<(), Failure> {
+        let check = |device: Device| device.check(self.player.element());
+        self.device.map_or(Ok(()), check)
     }
 
     fn start(&mut self) -> Result<(), Failure> {

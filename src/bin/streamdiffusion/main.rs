@@ -7,6 +7,7 @@
 mod bench;
 #[cfg(feature = "tensorrt")]
 mod build;
+mod device;
 #[cfg(feature = "tensorrt")]
 mod engines;
 mod failure;
