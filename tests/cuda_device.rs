@@ -62,6 +62,7 @@ twins! {
     [Late Early CopiesEarly]
     tensors_go_up_and_come_down
     rows_are_stacked_and_taken_apart
+    what_goes_ahead_leaves_the_rest_as_it_is
     types_are_converted_on_the_way
     pictures_are_blended_as_on_the_host
     noise_is_added_as_on_the_host
@@ -105,6 +106,38 @@ fn rows_are_stacked_and_taken_apart(gpu: &Cuda) {
     let again = gpu.stack(vec![rows[5].clone(), rows[0].clone()]).unwrap();
     let expected = [&parts[2][35..], &parts[0][..35]].concat();
     assert_eq!(gpu.download(&again).unwrap().data(), expected);
+}
+
+fn what_goes_ahead_leaves_the_rest_as_it_is(gpu: &Cuda) {
+    let (first, other) = (values(1003, 3), values(1003, 4));
+    let tensor = |data: &[f32]| gpu.upload_as(&[1003], data, Element::F32).unwrap();
+    let copy = |from: &CudaTensor| {
+        let to = gpu.empty(&[1003], Element::F32).unwrap();
+        gpu.copy_each(&[(from.clone(), to.clone())]).map(|()| to)
+    };
+    // Noted down, not done.
+    let half_way = copy(&tensor(&first)).unwrap();
+    let launched = gpu.launches();
+    let ahead = gpu.ahead(|| copy(&tensor(&other))).unwrap();
+    assert_eq!(gpu.launches(), launched, "the other list was done too");
+    assert_eq!(gpu.ahead(|| gpu.download(&ahead)).unwrap().data(), other);
+    // What fails is not done, nor is it done by the next one, and whoever relied on it is told.
+    let before = gpu.failures();
+    let kept = tensor(&other);
+    let failed = gpu.ahead(|| {
+        gpu.copy(&[&tensor(&first)], &kept, 1.0, 0.0)?;
+        gpu.copy(
+            &[&tensor(&first)],
+            &gpu.empty(&[7], Element::F32)?,
+            1.0,
+            0.0,
+        )
+    });
+    assert!(failed.is_err());
+    assert_eq!(gpu.failures(), before + 1);
+    assert_eq!(gpu.ahead(|| gpu.download(&kept)).unwrap().data(), other);
+    assert_eq!(gpu.launches(), launched);
+    assert_eq!(gpu.download(&half_way).unwrap().data(), first);
 }
 
 fn types_are_converted_on_the_way(gpu: &Cuda) {

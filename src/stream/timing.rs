@@ -10,7 +10,7 @@ use crate::device::Device;
 pub enum Stage {
     /// Image encoder.
     Encode,
-    /// U-Net, all rows, with what must be computed ahead for them first.
+    /// U-Net, all rows. What must be computed ahead for them first counts on the host; a GPU does it beside what is timed.
     Denoise,
     /// Image decoder.
     Decode,

@@ -395,25 +395,27 @@ impl Cuda {
     }
 
     /// Has `work` note down operations in a list of their own, and does them, before all that the calling thread has noted
-    /// down and not done: they must not depend on that, which stays as it is. Nothing of them is done if `work` fails.
+    /// down and not done: they must not depend on that, which stays as it is. If `work` fails, nothing of what it noted down is
+    /// done. It must not go ahead itself.
     pub fn ahead<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
-        /// Also when `work` panics.
-        struct Back(bool);
-        impl Drop for Back {
+        /// The way back to the other list, also after an error or a panic: then something is left here.
+        struct Back<'a>(&'a Cuda);
+        impl Drop for Back<'_> {
             fn drop(&mut self) {
-                AHEAD.set(self.0);
+                if self.0.list().lock().abandon() {
+                    self.0.0.failures.fetch_add(1, Ordering::Relaxed);
+                }
+                AHEAD.set(false);
             }
         }
-        let _back = Back(AHEAD.replace(true));
-        match work() {
-            Ok(result) if self.list().lock().is_empty() => Ok(result),
-            Ok(result) => self.finish().map(|()| result),
-            Err(error) => {
-                if self.list().lock().abandon() {
-                    self.0.failures.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error)
-            }
+        debug_assert!(!AHEAD.get());
+        AHEAD.set(true);
+        let _back = Back(self);
+        let result = work()?;
+        let nothing = self.list().lock().is_empty();
+        match nothing {
+            true => Ok(result),
+            false => self.finish().map(|()| result),
         }
     }
 

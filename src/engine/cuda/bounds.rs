@@ -61,7 +61,8 @@ impl<S: Default> Bounds<S> {
     }
 
     /// Calls `work` with the set for inputs of the shapes `inputs`, and with what is kept of it. Its outputs have the shapes
-    /// `outputs`. Sets with different `number`s are different ones, for runs that follow each other in one frame.
+    /// `outputs`. Sets with different `number`s are different ones, for runs that follow each other in one frame. `work` must not
+    /// ask for the same set.
     pub fn with<R>(
         &self,
         number: usize,

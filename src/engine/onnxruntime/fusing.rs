@@ -8,7 +8,7 @@ use crate::device::HostTensor;
 use crate::error::Result;
 use crate::model::{ComponentFile, Counts, Fused, Fusions, ModelFolder};
 
-/// Pixels along a side where the model does not say.
+/// Pixels along a side where the model does not say, and at most: ONNX Runtime gives back no memory that a session had.
 const SIZE: usize = 512;
 
 /// What could not be had is told by its reason, and had in another way.
@@ -150,25 +150,31 @@ pub(super) fn try_out(
 
 /// Whether an error says that memory is used up, in ONNX Runtime's words, the driver's or a library's.
 fn is_of_memory(said: &str) -> bool {
-    let words = ["allocate memory", "out of memory", "ALLOC_FAILED"];
+    let words = [
+        "allocate memory",
+        "out of memory",
+        "ALLOC_FAILED",
+        "ALLOCATION_FAILED",
+    ];
     words.iter().any(|word| said.contains(word))
 }
 
-/// Width and height in pixels that the model of `folder` is tried with on `provider`: those that it is usually run with.
+/// Width and height in pixels that the model of `folder` is tried with on `provider`: those that it is usually run with, if they
+/// are not large.
 pub(super) fn trial_size(folder: &ModelFolder, provider: &Provider) -> (usize, usize) {
     let defaults = &folder.manifest().defaults;
     let side = match provider.is_processor() {
         // It takes long, and has no operators that depend on the size.
         true => folder.multiple(),
-        false => defaults.size.unwrap_or(SIZE),
+        false => defaults.size.unwrap_or(SIZE).min(SIZE),
     };
     let rounded = |pixels: usize| {
         let multiple = folder.multiple().max(1);
         (pixels / multiple).max(1) * multiple
     };
     folder.fixed_size().unwrap_or((
-        rounded(defaults.width.unwrap_or(side)),
-        rounded(defaults.height.unwrap_or(side)),
+        rounded(defaults.width.unwrap_or(side).min(SIZE)),
+        rounded(defaults.height.unwrap_or(side).min(SIZE)),
     ))
 }
 
@@ -249,6 +255,9 @@ mod tests {
         assert_eq!(try_out(&encoder, || Ok(None)), Ok(()));
         let used_up = "BFCArena: Failed to allocate memory for requested buffer of size 4096";
         assert!(is_of_memory(used_up) && !is_of_memory("its tensor is in main memory"));
+        assert!(is_of_memory(
+            "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
+        ));
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub struct CudaProvider {
 }
 
 impl CudaProvider {
-    /// For what runs beside frames, on the prompt's thread.
+    /// For what runs beside frames, mostly on the prompt's thread.
     pub fn of_texts(cuda: &Cuda) -> Self {
         Self {
             cuda: cuda.clone(),
