@@ -104,17 +104,9 @@ fn a_walk_goes_from_seed_to_seed() {
     let found = rig.pictures();
     same(&found[0], &ends[0], "the first frame");
     same(&found[8], &ends[1], "the frame after eight steps");
-    let mean = |a: &[u8], b: &[u8]| {
-        let sum: u64 = a
-            .iter()
-            .zip(b)
-            .map(|(a, b)| u64::from(a.abs_diff(*b)))
-            .sum();
-        sum as f64 / a.len() as f64
-    };
-    let whole = mean(&ends[0], &ends[1]);
+    let whole = mean_difference(&ends[0], &ends[1]);
     for pair in found.windows(2) {
-        let step = mean(&pair[0], &pair[1]);
+        let step = mean_difference(&pair[0], &pair[1]);
         assert!(step > 0.0 && step < 0.7 * whole, "{step} of {whole}");
     }
 }

@@ -289,7 +289,7 @@ impl Cuda {
 
     /// Whether [`copy_each`](Self::copy_each) copies elements of one type to those of another.
     pub fn copies(from: Element, to: Element) -> bool {
-        from == to || (from.float().is_some() && to.float().is_some())
+        Copying::kernel(from, to, from == to).is_some()
     }
 
     /// Notes down: copies the first tensor of each pair to the second one, which has as many elements, in as few launches as
@@ -498,17 +498,21 @@ impl Copying {
     fn new(from: &CudaTensor, to: &CudaTensor, scale: f32, shift: f32) -> Option<Self> {
         let (from, to) = (from.element(), to.element());
         let as_it_is = from == to && (scale, shift) == (1.0, 0.0);
-        let kernel = match (as_it_is, from.float(), to.float()) {
-            (true, ..) => Kernel::CopyBytes,
-            (false, Some(from), Some(to)) => Kernel::copy(from, to),
-            _ => return None,
-        };
         Some(Self {
-            kernel,
+            kernel: Self::kernel(from, to, as_it_is)?,
             scale,
             shift,
             size: from.size() as u32,
         })
+    }
+
+    /// What copies elements of one type to those of another.
+    fn kernel(from: Element, to: Element, as_it_is: bool) -> Option<Kernel> {
+        match (as_it_is, from.float(), to.float()) {
+            (true, ..) => Some(Kernel::CopyBytes),
+            (false, Some(from), Some(to)) => Some(Kernel::copy(from, to)),
+            _ => None,
+        }
     }
 
     /// Notes down these copies as one launch.
