@@ -47,6 +47,9 @@ pub trait Device: Send + Sync + 'static {
     /// A dense tensor in row-major order. A clone may share memory with its original, and behaves as if it did not.
     type Tensor: Clone + Send + Sync + 'static;
 
+    /// A number that is being worked out.
+    type Number: Send;
+
     /// A tensor of `shape` holding `data` (as many values as the shape says).
     fn upload(&self, shape: &[usize], data: &[f32]) -> Result<Self::Tensor>;
 
@@ -59,8 +62,12 @@ pub trait Device: Send + Sync + 'static {
     /// Whether two tensors have the same shape.
     fn same_shape(&self, a: &Self::Tensor, b: &Self::Tensor) -> bool;
 
-    /// Cosine of the angle between two tensors of one shape, seen as vectors; 1 when both are all zeros.
-    fn cosine(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<f32>;
+    /// Begins to work out the cosine of the angle between two tensors of one shape, seen as vectors: 1 when both are all
+    /// zeros. Nothing is put off until it is [`read`](Self::read), and nothing waits for it.
+    fn cosine(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Number>;
+
+    /// What a number has come to; waits for it where it is not there yet.
+    fn read(&self, number: Self::Number) -> Result<f32>;
 
     /// Noises clean latents `[f, C, h, w]`: `a·latents + b·noise`, with one noise map `[1, C, h, w]` for all frames or one for
     /// each `[f, C, h, w]`.

@@ -10,6 +10,7 @@ use gst_base::subclass::prelude::*;
 use super::frame_clock::FrameClock;
 use super::imp::StreamDiffusion;
 use super::late::Fate;
+use super::runtime::Input;
 use super::settings::Settings;
 use super::state::UnderWay;
 use super::worker::{Finished, Frame, Moment, Restyled, Stamp, Unanswered};
@@ -105,7 +106,9 @@ impl StreamDiffusion {
         let moment = self
             .moment(input)
             .map_err(|unanswered| self.unanswered(unanswered))?;
-        let frame = self.import(input, stamps, settings, moment)?;
+        let (picture, frame) = self.import(input, stamps, settings, moment)?;
+        // Before the frames before it are waited for: it may be compared meanwhile.
+        asker.expect(frame.ticket, picture);
         let depth = self.state.lock().depth();
         self.collect(depth.saturating_sub(1))?;
         // The next one to leave is written before the worker is busy again. No more than that: downstream's pool may have
@@ -123,11 +126,7 @@ impl StreamDiffusion {
             let mut state = self.state.lock();
             state.passed_over = 0;
             state.restyled_last = true;
-            state.under_way.push_back(UnderWay {
-                answer,
-                ticket,
-                immediate,
-            });
+            (state.under_way).push_back(UnderWay::new(answer, ticket, immediate));
         }
         self.collect(depth)
     }
@@ -135,27 +134,19 @@ impl StreamDiffusion {
     /// Puts on the timeline what the worker has finished, and waits until it has no more than `left` frames.
     fn collect(&self, left: usize) -> Result<(), gst::FlowError> {
         loop {
-            let (under_way, answered) = {
+            let under_way = {
                 let mut state = self.state.lock();
-                let Some(first) = state.under_way.front() else {
-                    return Ok(());
-                };
-                let answered = first.answer.poll();
-                if answered.is_none() && state.under_way.len() <= left {
-                    return Ok(());
-                }
-                match state.under_way.pop_front() {
-                    Some(first) => (first, answered),
-                    None => return Ok(()),
-                }
+                let many = state.under_way.len() > left;
+                let over = (state.under_way.front_mut()).is_some_and(|first| first.is_over());
+                (many || over)
+                    .then(|| state.under_way.pop_front())
+                    .flatten()
             };
-            let UnderWay {
-                answer,
-                ticket,
-                immediate,
-            } = under_way;
-            let restyled = answered
-                .unwrap_or_else(|| answer.wait(&self.interrupt))
+            let Some(under_way) = under_way else {
+                return Ok(());
+            };
+            let (ticket, immediate) = (under_way.ticket, under_way.immediate);
+            let restyled = (under_way.wait(&self.interrupt))
                 .map_err(|unanswered| self.unanswered(unanswered))?;
             gst::trace!(
                 CAT,
@@ -174,11 +165,13 @@ impl StreamDiffusion {
         ticket: u64,
         immediate: bool,
     ) -> Result<(), gst::FlowError> {
+        let took = (restyled.computing.wait()).map_err(|error| self.fail(&error))?;
+        let took = took.filter(|_| restyled.processed);
         let (held_back, depth) = match immediate {
             true => (0, 0),
             false => (restyled.delay, self.state.lock().depth()),
         };
-        self.tell_latency((held_back, depth), restyled.group, restyled.took);
+        self.tell_latency((held_back, depth), restyled.group, took);
         let mut state = self.state.lock();
         if !immediate {
             state.timeline.finish(restyled.finished);
@@ -256,7 +249,7 @@ impl StreamDiffusion {
         stamps: gst::Buffer,
         settings: Settings,
         moment: Moment,
-    ) -> Result<Frame, gst::FlowError> {
+    ) -> Result<(Input, Frame), gst::FlowError> {
         let result = {
             let mut state = self.state.lock();
             let Some(loaded) = state.loaded.clone() else {
@@ -272,15 +265,15 @@ impl StreamDiffusion {
                     && self.state.lock().restyled_last;
                 let ticket = self.state.lock().timeline.frame(stamps);
                 self.story.came(self, ticket, input);
-                Ok(Frame {
-                    input: content,
+                let frame = Frame {
                     ticket,
                     stamp,
                     settings,
                     moment,
                     prime,
                     again,
-                })
+                };
+                Ok((content, frame))
             }
             Err(error) => Err(self.fail(&error)),
         }
@@ -321,21 +314,21 @@ impl StreamDiffusion {
     /// After an error: forgets the frames under way, which the worker has lost too, so that what comes next, if anything
     /// does, is not taken for them.
     pub(super) fn abandon(&self) {
-        let events = self.state.lock().clear();
+        let cleared = self.state.lock().clear();
         self.story.forget();
-        for event in events {
+        for event in cleared.events {
             self.parent_sink_event(event);
         }
     }
 
     /// Forgets all frames, at FLUSH_STOP.
     pub(super) fn flush(&self) {
-        let events = {
+        let cleared = {
             let mut state = self.state.lock();
             state.clock = FrameClock::default();
             state.clear()
         };
-        for event in events.iter().filter(|event| event.is_sticky()) {
+        for event in cleared.events.iter().filter(|event| event.is_sticky()) {
             // Those that would not have been flushed downstream either stay known there.
             if let Err(flow) = self.obj().src_pad().store_sticky_event(event) {
                 gst::debug!(CAT, imp = self, "{event:?} not kept: {flow:?}");

@@ -263,7 +263,9 @@ impl BaseTransformImpl for StreamDiffusion {
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         self.interrupt.begin();
-        *self.state.lock() = State::default();
+        let state = std::mem::take(&mut *self.state.lock());
+        // Without the lock: a GPU may be reading frames that are under way.
+        drop(state);
         // Waits for the worker to finish what it is doing.
         let worker = self.worker.lock().take();
         drop(worker);

@@ -11,7 +11,7 @@ use super::runtime::host::{Converters, Passage};
 use super::runtime::{Input, LoadedModel, Output, Picture, Written};
 use super::settings::Settings;
 use super::timeline::Timeline;
-use super::worker::{Asker, Finished, Pending, Restyled};
+use super::worker::{Asker, Finished, Interrupt, Pending, Restyled, Unanswered};
 use super::{CAT, Timing};
 use crate::error::Error;
 
@@ -54,10 +54,24 @@ pub(super) struct State {
 
 /// A frame that the worker has.
 pub(super) struct UnderWay {
-    pub(super) answer: Pending<Restyled>,
+    stage: Stage,
     pub(super) ticket: u64,
     /// Whether a picture is shown for it at once.
     pub(super) immediate: bool,
+}
+
+/// How far the worker has come with a frame.
+enum Stage {
+    Asked(Pending<Restyled>),
+    /// The device may still be at it.
+    Answered(Result<Restyled, Unanswered>),
+}
+
+/// What was forgotten, to be dropped when nobody has to wait for that: a GPU may be reading frames that were under way.
+pub(super) struct Cleared {
+    /// Events that had not left.
+    pub(super) events: Vec<gst::Event>,
+    _under_way: VecDeque<UnderWay>,
 }
 
 /// Something that leaves.
@@ -100,6 +114,39 @@ pub(super) enum Exported {
     /// The worker is to write it.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     Asked(Output),
+}
+
+impl UnderWay {
+    /// A frame that the worker was asked for just now.
+    pub(super) fn new(answer: Pending<Restyled>, ticket: u64, immediate: bool) -> Self {
+        Self {
+            stage: Stage::Asked(answer),
+            ticket,
+            immediate,
+        }
+    }
+
+    /// Whether there is nothing to wait for.
+    pub(super) fn is_over(&mut self) -> bool {
+        if let Stage::Asked(answer) = &self.stage
+            && let Some(answered) = answer.poll()
+        {
+            self.stage = Stage::Answered(answered);
+        }
+        match &self.stage {
+            Stage::Asked(_) => false,
+            Stage::Answered(Ok(restyled)) => restyled.computing.is_over(),
+            Stage::Answered(Err(_)) => true,
+        }
+    }
+
+    /// Waits for the worker's answer.
+    pub(super) fn wait(self, interrupt: &Interrupt) -> Result<Restyled, Unanswered> {
+        match self.stage {
+            Stage::Asked(answer) => answer.wait(interrupt),
+            Stage::Answered(answered) => answered,
+        }
+    }
 }
 
 impl State {
@@ -184,9 +231,9 @@ impl State {
         passage.convert(pixels, output)
     }
 
-    /// Forgets all that is under way, as a flush does; gives the events that had not left.
-    pub(super) fn clear(&mut self) -> Vec<gst::Event> {
-        self.under_way.clear();
+    /// Forgets all that is under way, as a flush does.
+    pub(super) fn clear(&mut self) -> Cleared {
+        let under_way = std::mem::take(&mut self.under_way);
         self.left_out = false;
         self.marks_discont = false;
         self.reset();
@@ -195,7 +242,10 @@ impl State {
             Outgoing::Event(event) => Some(event),
             Outgoing::Frame(_) => None,
         });
-        events.chain(self.timeline.clear()).collect()
+        Cleared {
+            events: events.chain(self.timeline.clear()).collect(),
+            _under_way: under_way,
+        }
     }
 
     /// Forgets all pictures, here and in the worker's stream.

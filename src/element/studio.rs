@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -17,7 +16,7 @@ use super::story::listener;
 use super::watch::Watch;
 use super::worker::{Finished, Frame, Job, Moment, Observer, Restyled, guarded};
 use crate::error::{Error, Result};
-use crate::stream::{Morph, Shown, Stream};
+use crate::stream::{Expected, Morph, Shown, Stream};
 
 /// Makes pictures of frames.
 pub struct Studio<R: Runtime> {
@@ -33,6 +32,8 @@ pub struct Studio<R: Runtime> {
     /// The prompts in force.
     morph: Option<Morph<R::Model>>,
     running: Option<Running<R>>,
+    /// The picture of the frame that is asked for next.
+    announced: Option<Announced<R>>,
     watch: Watch,
     /// Dropped last: what the others hold lives on its device.
     runtime: R,
@@ -40,6 +41,26 @@ pub struct Studio<R: Runtime> {
 
 type ShownBy<R> = Shown<TensorOf<R>, u64>;
 type StreamOf<R> = Stream<<R as Runtime>::Device, <R as Runtime>::Model, u64>;
+
+/// A picture, and the ticket of its frame.
+struct Announced<R: Runtime> {
+    ticket: u64,
+    picture: Result<Arrived<R>>,
+}
+
+/// A picture of this width and height.
+struct Arrived<R: Runtime> {
+    size: (usize, usize),
+    place: Place<R>,
+}
+
+/// How far a picture has come.
+enum Place<R: Runtime> {
+    /// It is taken in when its turn comes.
+    Here(Input),
+    /// It is on the device, and being compared.
+    There(Expected<R::Device>),
+}
 
 /// A stream and what it was made for.
 struct Running<R: Runtime> {
@@ -61,6 +82,7 @@ impl<R: Runtime> Studio<R> {
             arrived: None,
             morph: None,
             running: None,
+            announced: None,
             watch: Watch::default(),
         })
     }
@@ -80,6 +102,7 @@ impl<R: Runtime> Studio<R> {
         for job in jobs {
             match job {
                 Job::Model(reply) => reply.send(Ok(self.runtime.handle())),
+                Job::Expect(ticket, input) => self.expect(ticket, input),
                 // A flush or a stop came first.
                 Job::Frame(_, reply) if !reply.is_wanted() => {}
                 Job::Frame(frame, reply) => {
@@ -98,22 +121,45 @@ impl<R: Runtime> Studio<R> {
                 Job::Prepare(settings, cue) => {
                     self.prompts.prepare(self.prompts_of(&settings, Some(&cue)));
                 }
-                Job::Reset => {
-                    if let Some(running) = &mut self.running {
-                        running.stream.reset();
-                        running.primed = false;
-                    }
-                    self.watch.forget();
-                }
-                Job::Renew => {
-                    if let Some(running) = &mut self.running {
-                        running.stream.renew();
-                        running.primed = false;
-                    }
-                    self.watch.forget();
-                }
+                Job::Reset => self.forget(Stream::reset),
+                Job::Renew => self.forget(Stream::renew),
             }
         }
+    }
+
+    /// Forgets frames, and what else `forget` says of the stream.
+    fn forget(&mut self, forget: impl FnOnce(&mut StreamOf<R>)) {
+        if self.announced.take().is_some() {
+            self.let_go();
+        }
+        if let Some(running) = &mut self.running {
+            forget(&mut running.stream);
+            running.primed = false;
+        }
+        self.watch.forget();
+    }
+
+    /// Takes note of the picture of the frame that is asked for next. If it is to be compared, that begins now, behind what the
+    /// device is at: what comes of it is there when its turn comes.
+    fn expect(&mut self, ticket: u64, input: Input) {
+        let picture = guarded(|| {
+            let size = input.size()?;
+            let place = match &self.running {
+                Some(running) if running.size == size && running.stream.compares() => {
+                    let picture = self.runtime.import(input)?;
+                    Place::There(running.stream.expect(picture)?)
+                }
+                _ => Place::Here(input),
+            };
+            Ok(Arrived { size, place })
+        });
+        self.announced = Some(Announced { ticket, picture });
+    }
+
+    /// Lets go of frames that the device may be reading still, where nobody waits for what comes of them.
+    fn let_go(&mut self) {
+        // Somebody has been told of an error, or what comes next is.
+        let _ = self.runtime.finish();
     }
 
     fn tell(&self, stats: &Mutex<Stats>) {
@@ -126,9 +172,7 @@ impl<R: Runtime> Studio<R> {
     }
 
     fn restyle(&mut self, frame: Frame, observer: &impl Observer) -> Result<Restyled> {
-        let start = Instant::now();
         let Frame {
-            input,
             ticket,
             stamp,
             settings,
@@ -136,7 +180,16 @@ impl<R: Runtime> Studio<R> {
             prime,
             again,
         } = frame;
-        let size = input.size()?;
+        let announced = self.announced.take();
+        let Some(Announced { picture, .. }) = announced.filter(|known| known.ticket == ticket)
+        else {
+            return Err(Error::engine(
+                "worker",
+                "was given no picture; this is a bug",
+            ));
+        };
+        self.runtime.begin().inspect_err(|_| self.running = None)?;
+        let Arrived { size, place } = picture.inspect_err(|_| self.let_go())?;
         self.want_prompts(&settings, &moment)?;
         if self.morph.is_none() {
             self.begin_prompts(&settings, observer).inspect_err(|_| {
@@ -154,24 +207,23 @@ impl<R: Runtime> Studio<R> {
         self.watch.come(stamp);
         let before = running.stream.counters().processed;
         let primes = prime && !running.primed;
-        let shown = self.advance(&mut running, input, ticket, (prime, again));
+        let shown = self.advance(&mut running, place, ticket, (prime, again));
         if primes && shown.is_ok() {
             self.watch.entered(stamp, observer);
         }
         self.look(&running, observer);
-        // Also after an error: the device may not have read its input yet.
-        let finished = self.runtime.finish();
-        let shown = shown?;
-        finished?;
+        let shown = shown.inspect_err(|_| self.let_go())?;
+        let computing = self.runtime.submit()?;
         let delay = running.stream.delay();
         let group = running.stream.frame_buffer_size();
-        let computed = running.stream.counters().processed > before;
+        let processed = running.stream.counters().processed > before;
         self.running = Some(running);
         Ok(Restyled {
             finished: shown.into_iter().map(Self::finished).collect(),
             delay,
             group,
-            took: computed.then(|| start.elapsed()),
+            processed,
+            computing,
         })
     }
 
@@ -179,18 +231,21 @@ impl<R: Runtime> Studio<R> {
     fn advance(
         &mut self,
         running: &mut Running<R>,
-        input: Input,
+        place: Place<R>,
         ticket: u64,
         (prime, again): (bool, bool),
     ) -> Result<Vec<ShownBy<R>>> {
-        let picture = self.runtime.import(input)?;
+        let picture = match place {
+            Place::Here(input) => Expected::new(self.runtime.import(input)?),
+            Place::There(picture) => picture,
+        };
         if prime && !running.primed {
             running.stream.prime(&picture, &ticket)?;
             running.primed = true;
         }
         match again {
             true => running.stream.submit_again(picture, ticket),
-            false => running.stream.submit(picture, ticket),
+            false => running.stream.submit_expected(picture, ticket),
         }
     }
 

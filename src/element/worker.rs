@@ -18,7 +18,7 @@ use super::cues::Cue;
 #[cfg(feature = "cuda")]
 use super::runtime::cuda::CudaRuntime;
 use super::runtime::host::HostRuntime;
-use super::runtime::{Input, LoadedModel, Output, Picture, Runtime, Written};
+use super::runtime::{Computing, Input, LoadedModel, Output, Picture, Runtime, Written};
 use super::settings::{Prompts, Settings};
 use super::skipping::Change;
 use super::stats::Stats;
@@ -39,10 +39,8 @@ pub struct Stamp {
     pub running_time: Option<gst::ClockTime>,
 }
 
-/// A picture to restyle.
+/// A frame to restyle, whose picture has been announced.
 pub struct Frame {
-    /// What it shows.
-    pub input: Input,
     /// Its name on its way through.
     pub ticket: u64,
     /// Its name outside.
@@ -75,21 +73,25 @@ pub struct Finished {
     pub ticket: u64,
 }
 
-/// What a frame led to.
+/// What a frame leads to.
 pub struct Restyled {
-    /// Pictures that are ready, in the order of their frames.
+    /// Pictures, in the order of their frames.
     pub finished: Vec<Finished>,
     /// How many frames the stream holds back.
     pub delay: usize,
     /// How many frames are computed together.
     pub group: usize,
-    /// How long it took, if something was computed.
-    pub took: Option<Duration>,
+    /// Whether it went through the U-Net, and was not skipped.
+    pub processed: bool,
+    /// What is still being done: the pictures are ready after that.
+    pub computing: Computing,
 }
 
 pub(super) enum Job {
     /// Wait for the model.
     Model(Reply<LoadedModel>),
+    /// A picture has come, for the frame with this ticket, which is asked for next.
+    Expect(u64, Input),
     /// Restyle a frame.
     Frame(Box<Frame>, Reply<Restyled>),
     /// Write a picture into a frame.
@@ -393,7 +395,13 @@ impl Asker {
         self.ask(interrupt, Job::Model)
     }
 
-    /// Has a frame restyled.
+    /// Announces the picture of the frame that is restyled next, while the one before may still be under way.
+    pub fn expect(&self, ticket: u64, input: Input) {
+        // A worker that is gone is found out when the frame is asked for.
+        let _ = self.0.send(Job::Expect(ticket, input));
+    }
+
+    /// Has a frame restyled, whose picture was announced.
     pub fn restyle(
         &self,
         interrupt: &Interrupt,

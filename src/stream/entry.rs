@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::expected::{Compared, Expected};
 use super::slot::Under;
 use super::{Stage, Stream};
 use crate::device::Device;
@@ -9,41 +10,45 @@ use crate::engine::Model;
 use crate::error::Result;
 
 /// A frame that waits for its group to be complete.
-pub(super) struct Entering<X, T> {
-    /// `[1, 3, H, W]`.
-    picture: X,
+pub(super) struct Entering<D: Device, T> {
+    expected: Expected<D>,
     /// The share of what is made of it in what is shown.
     share: f32,
     tag: T,
 }
 
 /// Frames that enter together.
-pub(super) struct Group<X, T> {
+pub(super) struct Group<D: Device, T> {
     /// `[k, 3, H, W]`.
-    pub(super) pictures: Arc<X>,
+    pub(super) pictures: Arc<D::Tensor>,
     /// The same, if any of them is to be seen.
-    pub(super) under: Option<Under<X>>,
+    pub(super) under: Option<Under<D::Tensor>>,
+    /// How alike they are to those that had entered last when they came, if they were compared then.
+    pub(super) compared: Option<Compared<D>>,
     pub(super) tags: Vec<T>,
 }
 
 impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     /// A frame as it is now to enter.
-    pub(super) fn entering(&self, picture: D::Tensor, tag: T) -> Entering<D::Tensor, T> {
+    pub(super) fn entering(&self, expected: Expected<D>, tag: T) -> Entering<D, T> {
         let share = self.settings.mix.clamp(0.0, 1.0) as f32;
         Entering {
-            picture,
+            expected,
             share,
             tag,
         }
     }
 
     /// The frames that wait.
-    pub(super) fn take_group(&mut self) -> Result<Group<D::Tensor, T>> {
+    pub(super) fn take_group(&mut self) -> Result<Group<D, T>> {
+        let alone = self.group.len() == 1;
         let mut pictures = Vec::with_capacity(self.group.len());
         let mut shares = Vec::with_capacity(self.group.len());
         let mut tags = Vec::with_capacity(self.group.len());
+        let mut compared = None;
         for frame in self.group.drain(..) {
-            pictures.push(frame.picture);
+            pictures.push(frame.expected.picture);
+            compared = frame.expected.compared.filter(|_| alone);
             shares.push(frame.share);
             tags.push(frame.tag);
         }
@@ -54,6 +59,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
                 shares,
             }),
             pictures,
+            compared,
             tags,
         })
     }

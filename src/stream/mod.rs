@@ -10,6 +10,7 @@ mod batch;
 mod contexts;
 mod control;
 mod entry;
+mod expected;
 pub mod guidance;
 mod interpolation;
 mod morph;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use contexts::Texts;
 pub use contexts::{Conditioning, Contexts, Needs};
 pub use control::Counters;
+pub use expected::Expected;
 pub use guidance::{CfgType, Guidance};
 pub use interpolation::Interpolation;
 pub use morph::{Filler, Morph, Target};
@@ -70,7 +72,7 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
     posterior: TorchGenerator,
     filter: SimilarityFilter,
     /// Frames that wait for their group to be complete: picture, share of what is made of it, tag.
-    group: Vec<Entering<D::Tensor, T>>,
+    group: Vec<Entering<D, T>>,
     /// Whether one of these shows something new.
     fresh: bool,
     /// Whether what makes pictures of frames has changed since the last group entered.
@@ -92,23 +94,36 @@ pub struct Stream<D: Device, M: Model<Tensor = D::Tensor>, T> {
 impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
     /// Takes in one picture `[1, 3, H, W]` in [-1, 1]; gives the pictures that are ready, in the order of their frames.
     pub fn submit(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
+        self.submit_expected(Expected::new(picture), tag)
+    }
+
+    /// The same for a picture that was [expected](Self::expect).
+    pub fn submit_expected(
+        &mut self,
+        expected: Expected<D>,
+        tag: T,
+    ) -> Result<Vec<Shown<D::Tensor, T>>> {
         self.fresh = true;
-        self.take_in(picture, tag)
+        self.take_in(expected, tag)
     }
 
     /// Takes in a picture that is known to be the one before it once more. If that would give the same again, it is
     /// skipped as the similarity filter skips, but without being compared and without chance.
-    pub fn submit_again(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
+    pub fn submit_again(
+        &mut self,
+        expected: Expected<D>,
+        tag: T,
+    ) -> Result<Vec<Shown<D::Tensor, T>>> {
         // In larger groups the one before is not the one whose picture it would share.
         self.fresh |= self.frame_buffer_size > 1
             || self.changed
             || self.settings.variation != Variation::Fixed
             || self.settings.mode != Mode::ImageToImage;
-        self.take_in(picture, tag)
+        self.take_in(expected, tag)
     }
 
-    fn take_in(&mut self, picture: D::Tensor, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
-        self.group.push(self.entering(picture, tag));
+    fn take_in(&mut self, expected: Expected<D>, tag: T) -> Result<Vec<Shown<D::Tensor, T>>> {
+        self.group.push(self.entering(expected, tag));
         if self.group.len() < self.frame_buffer_size {
             return Ok(Vec::new());
         }
@@ -129,10 +144,10 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
 
     fn submit_group(&mut self) -> Result<Vec<Shown<D::Tensor, T>>> {
         let again = !std::mem::take(&mut self.fresh) && self.last_entered.is_some();
-        let group = self.take_group()?;
+        let mut group = self.take_group()?;
         let count = group.tags.len() as u64;
         self.similarity = None;
-        let skipped = again || self.resembles_last(&group.pictures)?;
+        let skipped = again || self.resembles_last(&mut group)?;
         if let (Some(listener), Some(similarity)) = (&self.listener, self.similarity) {
             listener(Happening::Compared {
                 frames: &group.tags,
@@ -155,31 +170,32 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         self.advance()
     }
 
-    /// Whether the similarity filter skips these pictures.
-    fn resembles_last(&mut self, pictures: &D::Tensor) -> Result<bool> {
-        Ok(match (self.settings.similarity, &self.last_entered) {
-            // Without pictures to start from, those that come in say nothing about those that come out.
-            (Some(settings), Some(last))
-                if self.settings.mode == Mode::ImageToImage
-                    && self.device.same_shape(pictures, last) =>
-            {
-                let cosine = self.device.cosine(pictures, last)?;
-                self.similarity = Some(cosine);
-                self.filter.skips(settings, cosine)
-            }
-            _ => {
-                self.filter.processed();
-                false
-            }
-        })
+    /// Whether the similarity filter skips this group.
+    fn resembles_last(&mut self, group: &mut Group<D, T>) -> Result<bool> {
+        let last = self.last_entered.as_ref().filter(|_| self.filters());
+        // What was compared when it came holds if nothing has entered since.
+        let early = (group.compared.take())
+            .filter(|compared| last.is_some_and(|last| Arc::ptr_eq(last, &compared.last)));
+        let compared = match (early, last) {
+            (None, Some(last)) => self.compare(&group.pictures, last)?,
+            (early, _) => early,
+        };
+        let (Some(settings), Some(compared)) = (self.settings.similarity, compared) else {
+            self.filter.processed();
+            return Ok(false);
+        };
+        let cosine = self.device.read(compared.cosine)?;
+        self.similarity = Some(cosine);
+        Ok(self.filter.skips(settings, cosine))
     }
 
     /// Brings a group to the noise of the first step.
-    fn enter(&mut self, group: Group<D::Tensor, T>) -> Result<()> {
+    fn enter(&mut self, group: Group<D, T>) -> Result<()> {
         let Group {
             pictures,
             under,
             tags,
+            ..
         } = group;
         let frames = tags.len();
         let plan = self.plan.clone();
@@ -267,14 +283,15 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
         Ok(())
     }
 
-    /// Fills a stream that holds nothing with copies of `picture`, so that the next one submitted gives a picture at
+    /// Fills a stream that holds nothing with copies of a picture, so that the next one submitted gives a picture at
     /// once. The similarity filter is not asked.
-    pub fn prime(&mut self, picture: &D::Tensor, tag: &T) -> Result<()>
+    pub fn prime(&mut self, Expected { picture, .. }: &Expected<D>, tag: &T) -> Result<()>
     where
         T: Clone,
     {
         for _ in 0..self.delay() {
-            self.group.push(self.entering(picture.clone(), tag.clone()));
+            let copy = Expected::new(picture.clone());
+            self.group.push(self.entering(copy, tag.clone()));
             if self.group.len() == self.frame_buffer_size {
                 let group = self.take_group()?;
                 self.enter(group)?;

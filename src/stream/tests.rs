@@ -121,7 +121,7 @@ fn settings(indices: &[usize], cfg_type: CfgType, scale: f64, delta: f64) -> Set
     }
 }
 
-fn plain(indices: &[usize]) -> Settings {
+pub(super) fn plain(indices: &[usize]) -> Settings {
     settings(indices, CfgType::None, 1.0, 1.0)
 }
 
@@ -344,7 +344,7 @@ fn a_primed_stream_gives_a_picture_at_once() {
             values(shown)[0].1
         };
         let (mut stream, _) = stream(plain(indices), f, noise);
-        stream.prime(&picture(1.0), &7).unwrap();
+        stream.prime(&Expected::new(picture(1.0)), &7).unwrap();
         let shown = values(stream.submit(picture(1.0), 7).unwrap());
         assert_eq!(shown.len(), f);
         assert!((shown[0].1 - alone).abs() < 1e-6);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 use parking_lot::Mutex;
@@ -64,11 +65,12 @@ impl Gpu {
     /// Marks what was put on the stream so far. To be called where nobody else puts anything there: the stream may be
     /// captured by another thread a moment later, and must not be waited for then. Marks may.
     pub(super) fn mark(&self) -> Result<Mark> {
-        let flags = Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        let event = self.context.new_event(flags);
+        let event = self
+            .context
+            .new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
         let event = event.map_err(|e| failed("make an event", e))?;
         (event.record(&self.stream)).map_err(|e| failed("record an event", e))?;
-        Ok(Mark(event))
+        Ok(Mark(Arc::new(event)))
     }
 }
 
@@ -149,13 +151,25 @@ fn sticks(error: DriverError) -> bool {
     )
 }
 
-/// A point on the stream.
-pub(super) struct Mark(CudaEvent);
+/// A point on the stream. Clones are the same one.
+#[derive(Clone)]
+pub(super) struct Mark(Arc<CudaEvent>);
 
 impl Mark {
     /// Waits until the GPU has come that far.
-    pub(super) fn wait(self) -> Result<()> {
+    pub(super) fn wait(&self) -> Result<()> {
         (self.0.synchronize()).map_err(|e| failed("finish its work", e))
+    }
+
+    /// Whether the GPU has come that far, or never will.
+    pub(super) fn is_past(&self) -> bool {
+        self.0.try_is_complete().unwrap_or(true)
+    }
+
+    /// The time from here to `end`, both of which are past.
+    pub(super) fn until(&self, end: &Self) -> Option<Duration> {
+        let elapsed = self.0.elapsed_ms(&end.0).ok()?;
+        Duration::try_from_secs_f32(elapsed / 1e3).ok()
     }
 }
 

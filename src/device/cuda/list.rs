@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaEvent, result, sys};
 
-use super::context::{Gpu, failed};
+use super::context::{Gpu, Mark, failed};
 use super::kernels::{Kernel, Kernels, Row};
 use super::pinned::Pinned;
 use super::pool::Buffer;
@@ -119,6 +119,15 @@ pub struct Launches {
     pub eager: u64,
 }
 
+/// What is on the stream: neither engines nor tensors must go before their work is done.
+#[derive(Default)]
+struct Running {
+    commands: Vec<Command>,
+    kept: Vec<CudaTensor>,
+    /// When it is done, once all of it is there.
+    end: Option<Mark>,
+}
+
 /// One thread's list.
 #[derive(Default)]
 pub(super) struct List {
@@ -126,8 +135,9 @@ pub(super) struct List {
     parameters: Vec<u8>,
     /// What the commands read and write.
     kept: Vec<CudaTensor>,
-    /// Those on the stream: engines must not go before their work is done.
-    running: Vec<Command>,
+    running: Running,
+    /// When what is submitted next began.
+    begun: Option<Mark>,
     block: Option<Block>,
     known: VecDeque<Known>,
     marks: Vec<CudaEvent>,
@@ -163,7 +173,10 @@ impl List {
     /// Notes the beginning or end of a section; gives how long it took the last time, once.
     pub(super) fn begin(&mut self, section: usize) -> Option<Duration> {
         self.commands.push(Command::Mark(2 * section));
-        self.took[section].take()
+        // What is still on the stream says nothing yet.
+        (self.took[section] != Some(Duration::MAX))
+            .then(|| self.took[section].take())
+            .flatten()
     }
 
     pub(super) fn end(&mut self, section: usize) {
@@ -178,9 +191,7 @@ impl List {
     /// Forgets what is noted down and not on the stream yet; whether that was anything.
     pub(super) fn abandon(&mut self) -> bool {
         self.parameters.clear();
-        if self.running.is_empty() {
-            self.kept.clear();
-        }
+        self.kept.clear();
         !std::mem::take(&mut self.commands).is_empty()
     }
 
@@ -199,8 +210,10 @@ impl List {
         self.refusal.as_deref()
     }
 
-    /// Puts the list on the stream; what it keeps stays kept until [`Self::done`]. It is empty after an error too.
+    /// Puts the list on the stream, which must be [`done`](Self::done) with what it had before; what it keeps stays kept until
+    /// then. It is empty after an error too.
     pub(super) fn submit(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<()> {
+        self.running.kept.append(&mut self.kept);
         if self.commands.is_empty() {
             return Ok(());
         }
@@ -214,14 +227,36 @@ impl List {
             // Events of a list that broke off say nothing.
             Err(_) => self.took = Default::default(),
         }
-        self.running.extend(commands);
+        self.running.commands.extend(commands);
         done
     }
 
-    /// To be called when the stream has finished the list.
+    /// Where on the stream what is submitted next begins.
+    pub(super) fn begin_at(&mut self, begun: Mark) {
+        self.begun = Some(begun);
+    }
+
+    /// Where on the stream what was submitted ends; gives where it began, if that is known.
+    pub(super) fn end_at(&mut self, end: Mark) -> Option<Mark> {
+        self.running.end = Some(end);
+        self.begun.take()
+    }
+
+    /// Where on the stream what was submitted ends, once.
+    pub(super) fn take_end(&mut self) -> Option<Mark> {
+        self.running.end.take()
+    }
+
+    /// To be called when the stream has finished what was submitted.
     pub(super) fn done(&mut self) {
-        self.kept.clear();
-        self.running.clear();
+        let Running {
+            commands,
+            kept,
+            end,
+        } = &mut self.running;
+        commands.clear();
+        kept.clear();
+        *end = None;
         for section in 0..SECTIONS {
             if self.took[section] == Some(Duration::MAX) {
                 self.took[section] = match &self.marks[..] {

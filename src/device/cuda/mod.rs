@@ -4,6 +4,7 @@
 //! Operations are noted down and done when a result is needed ([`list`]), a frame's as one CUDA graph. Every thread has a
 //! list of its own, so elements that share a model do not get in each other's way.
 
+mod comparison;
 mod context;
 mod frames;
 pub mod kernels;
@@ -12,6 +13,7 @@ mod peer;
 mod pinned;
 mod pool;
 mod staging;
+mod submitted;
 mod tensor;
 
 use std::cell::Cell;
@@ -27,9 +29,11 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use parking_lot::{Mutex, MutexGuard};
 
+pub use comparison::Comparison;
 pub use frames::{Download, Upload};
 pub use list::{Launches, Work};
 pub use peer::KeptContext;
+pub use submitted::Submitted;
 pub use tensor::{CudaTensor, Element};
 
 use super::{Device, HostTensor, Update, apart, unlike};
@@ -53,6 +57,7 @@ struct Inner {
     /// How often what was noted down was not done.
     failures: AtomicU64,
     frames: frames::Frames,
+    comparisons: comparison::Shelf,
     // After the lists, whose graphs use them.
     kernels: Kernels,
     gpu: Gpu,
@@ -109,6 +114,7 @@ impl Cuda {
             submission: Mutex::default(),
             failures: AtomicU64::new(0),
             frames: frames::Frames::default(),
+            comparisons: comparison::Shelf::default(),
             kernels: Kernels::load(&gpu.context)?,
             gpu,
             restore: Restore::default(),
@@ -370,30 +376,6 @@ impl Cuda {
         Ok(())
     }
 
-    /// Does what the calling thread noted down, and waits for it.
-    pub fn finish(&self) -> Result<()> {
-        let list = self.list();
-        let mut list = list.lock();
-        self.0.gpu.enter()?;
-        let (submitted, mark) = {
-            let _submission = self.0.submission.lock();
-            let submitted = list.submit(&self.0.gpu, &self.0.kernels);
-            (submitted, self.0.gpu.mark())
-        };
-        match mark.and_then(|mark| mark.wait()) {
-            Ok(()) => list.done(),
-            // What it keeps may still be in use.
-            Err(error) => {
-                self.0.failures.fetch_add(1, Ordering::Relaxed);
-                return Err(submitted.err().unwrap_or(error));
-            }
-        }
-        if submitted.is_err() {
-            self.0.failures.fetch_add(1, Ordering::Relaxed);
-        }
-        submitted
-    }
-
     /// Has `work` note down operations in a list of their own, and does them, before all that the calling thread has noted
     /// down and not done: they must not depend on that, which stays as it is. If `work` fails, nothing of what it noted down is
     /// done. It must not go ahead itself.
@@ -435,7 +417,15 @@ impl Cuda {
     /// Forgets what it keeps for the calling thread, which has no further use for it.
     pub fn release_thread(&self) {
         let thread = thread::current().id();
-        (self.0.lists.lock()).retain(|(owner, _), _| *owner != thread);
+        let mut mine: Vec<_> = {
+            let mut lists = self.0.lists.lock();
+            (lists.extract_if(|(owner, _), _| *owner == thread)).collect()
+        };
+        for (_, list) in &mut mine {
+            // Whoever was to hear of an error is gone.
+            let _ = self.settle(&mut list.lock());
+        }
+        drop(mine);
         // Other threads go on with other sizes, or engines with other memory.
         self.0.gpu.pool.trim();
     }
@@ -588,6 +578,7 @@ fn repeats(what: &str, part: &CudaTensor, whole: &CudaTensor) -> Result<()> {
 
 impl Device for Cuda {
     type Tensor = CudaTensor;
+    type Number = Comparison;
 
     fn upload(&self, shape: &[usize], data: &[f32]) -> Result<CudaTensor> {
         self.upload_as(shape, data, Element::F16)
@@ -613,17 +604,12 @@ impl Device for Cuda {
         a.shape() == b.shape()
     }
 
-    fn cosine(&self, a: &CudaTensor, b: &CudaTensor) -> Result<f32> {
-        let sums = self.sums(a, b)?;
-        let sums = self.download(&sums)?;
-        let &[ab, aa, bb] = sums.data() else {
-            return Err(Error::engine("CUDA", "gave no cosine"));
-        };
-        if aa == 0.0 && bb == 0.0 {
-            return Ok(1.0);
-        }
-        let norms = (f64::from(aa) * f64::from(bb)).sqrt();
-        Ok((f64::from(ab) / norms.max(1e-12)) as f32)
+    fn cosine(&self, a: &CudaTensor, b: &CudaTensor) -> Result<Comparison> {
+        self.compare(a, b)
+    }
+
+    fn read(&self, number: Comparison) -> Result<f32> {
+        number.cosine()
     }
 
     fn add_noise(

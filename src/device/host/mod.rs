@@ -17,6 +17,7 @@ pub struct Host;
 
 impl Device for Host {
     type Tensor = HostTensor;
+    type Number = f32;
 
     fn upload(&self, shape: &[usize], data: &[f32]) -> Result<HostTensor> {
         Ok(HostTensor::new(shape, data.to_vec()))
@@ -71,6 +72,10 @@ impl Device for Host {
             return Ok(1.0);
         }
         Ok((ab / (aa * bb).sqrt().max(1e-12)) as f32)
+    }
+
+    fn read(&self, number: f32) -> Result<f32> {
+        Ok(number)
     }
 
     fn add_noise(

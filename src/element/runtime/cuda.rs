@@ -5,9 +5,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Input, LoadedModel, Output, Picture, Runtime, Written};
-use crate::device::cuda::{Cuda, CudaTensor, Download, Launches, Upload};
+use crate::device::cuda::{Cuda, CudaTensor, Download, Launches, Submitted, Upload};
 use crate::device::video::{Colour, VideoLayout};
 #[cfg(feature = "tensorrt")]
 use crate::element::building::Request;
@@ -105,6 +106,10 @@ impl Runtime for CudaRuntime {
         LoadedModel::Cuda(self.loaded.clone(), self.gpu.clone())
     }
 
+    fn begin(&mut self) -> Result<()> {
+        self.gpu.cuda.begin()
+    }
+
     fn import(&mut self, input: Input) -> Result<CudaTensor> {
         let Input::Cuda(input) = input else {
             return Err(super::foreign());
@@ -138,6 +143,15 @@ impl Runtime for CudaRuntime {
                 }
             }
         }
+    }
+
+    fn submit(&mut self) -> Result<super::Computing> {
+        let submitted = self.gpu.cuda.submit()?;
+        let reading = std::mem::take(&mut self.reading);
+        Ok(super::Computing::Cuda(Box::new(Computing {
+            submitted,
+            reading,
+        })))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -196,6 +210,34 @@ impl Runtime for CudaRuntime {
 pub(super) fn arrive(download: Download, buffer: &mut gst::BufferRef) -> Result<()> {
     let mut map = (buffer.map_writable()).map_err(|e| Error::engine("output", e.to_string()))?;
     download.finish(&mut map)
+}
+
+/// What the GPU is doing for a frame.
+pub struct Computing {
+    submitted: Submitted,
+    /// What it reads meanwhile.
+    reading: Vec<Mapped>,
+}
+
+impl Computing {
+    /// Whether there is nothing to wait for any more.
+    pub fn is_over(&self) -> bool {
+        self.submitted.is_over()
+    }
+
+    /// Waits until it is done; how long it took.
+    pub fn wait(self) -> Result<Option<Duration>> {
+        self.submitted.wait()
+    }
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        if !self.reading.is_empty() {
+            // Whoever is told of errors has been told, or does not want to know any more.
+            let _ = self.submitted.wait();
+        }
+    }
 }
 
 impl Drop for CudaRuntime {

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::convert::{self, Exporter, Importer};
-use super::{Input, LoadedModel, Output, Picture, Runtime, Written, foreign};
+use super::{Computing, Input, LoadedModel, Output, Picture, Runtime, Written, foreign};
 use crate::device::{Host, HostTensor};
 use crate::engine::onnxruntime::OnnxModel;
 use crate::engine::shared::{self, Loaded};
@@ -12,12 +13,19 @@ use crate::engine::{Telling, Waiting};
 use crate::error::{Error, Result};
 
 /// The worker's half.
-pub struct HostRuntime(Arc<Loaded>);
+pub struct HostRuntime {
+    loaded: Arc<Loaded>,
+    /// When what is being computed began.
+    began: Instant,
+}
 
 impl HostRuntime {
     /// Loads the model in the folder `model`, telling of each component; waits for another element that does.
     pub fn load(model: &Path, tell: Telling<'_>, waits: Waiting<'_>) -> Result<Self> {
-        shared::load_telling(model, tell, waits).map(Self)
+        shared::load_telling(model, tell, waits).map(|loaded| Self {
+            loaded,
+            began: Instant::now(),
+        })
     }
 }
 
@@ -30,11 +38,16 @@ impl Runtime for HostRuntime {
     }
 
     fn loaded(&self) -> &Arc<Loaded> {
-        &self.0
+        &self.loaded
     }
 
     fn handle(&self) -> LoadedModel {
-        LoadedModel::Host(self.0.clone())
+        LoadedModel::Host(self.loaded.clone())
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.began = Instant::now();
+        Ok(())
     }
 
     fn import(&mut self, input: Input) -> Result<HostTensor> {
@@ -43,6 +56,10 @@ impl Runtime for HostRuntime {
             #[cfg(feature = "cuda")]
             Input::Cuda(_) => Err(foreign()),
         }
+    }
+
+    fn submit(&mut self) -> Result<Computing> {
+        Ok(Computing::Done(self.began.elapsed()))
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod host;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 #[cfg(feature = "cuda")]
 use super::cuda::Gpu;
@@ -41,14 +42,20 @@ pub trait Runtime {
     /// The model as the element knows it.
     fn handle(&self) -> LoadedModel;
 
-    /// The picture `[1, 3, H, W]` of an input frame, on the device. It may be still on its way until
-    /// [`finish`](Self::finish) returns.
+    /// Waits for what was submitted before. What is computed from here on is what [`submit`](Self::submit) times.
+    fn begin(&mut self) -> Result<()>;
+
+    /// The picture `[1, 3, H, W]` of an input frame, on the device. It may be still on its way until what is submitted next is
+    /// done.
     fn import(&mut self, input: Input) -> Result<TensorOf<Self>>;
 
     /// How the calling thread's frames were put on the device so far, for people; empty where there is nothing to tell.
     fn launched(&self) -> String {
         String::new()
     }
+
+    /// Has the device do all it was asked for, and does not wait for it.
+    fn submit(&mut self) -> Result<Computing>;
 
     /// Waits until the device has done all it was asked for, and lets go of what came in for it.
     fn finish(&mut self) -> Result<()>;
@@ -58,6 +65,35 @@ pub trait Runtime {
 
     /// Writes a picture into a frame, and gives that back, which may be on its way still.
     fn write(&mut self, picture: &Picture, output: Output) -> Result<Written>;
+}
+
+/// What a device is doing for a frame, for whoever needs what comes of it. A GPU goes on by itself.
+pub enum Computing {
+    /// It is done; how long it took.
+    Done(Duration),
+    /// A GPU is at it.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::Computing>),
+}
+
+impl Computing {
+    /// Whether there is nothing to wait for any more.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Done(_) => true,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(computing) => computing.is_over(),
+        }
+    }
+
+    /// Waits until it is done; how long it took, if that is known. No longer than a frame takes.
+    pub fn wait(self) -> Result<Option<Duration>> {
+        match self {
+            Self::Done(took) => Ok(Some(took)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(computing) => computing.wait(),
+        }
+    }
 }
 
 /// A frame that a picture is to be written to.
