@@ -69,6 +69,8 @@ twins! {
     noise_on_an_arc_is_that_of_the_host
     the_fused_step_is_that_of_the_host
     similarity_is_that_of_the_host
+    pictures_are_compared_behind_what_is_computed
+    who_needs_a_frame_waits_for_it
     frames_become_one_graph_and_stay_right
     threads_do_not_mix_their_frames
     video_frames_come_in_and_go_out
@@ -288,6 +290,118 @@ fn similarity_is_that_of_the_host(gpu: &Cuda) {
         assert_eq!(cosine(&zero, &zero), 1.0);
         assert_eq!(cosine(&on_a, &zero), 0.0);
     }
+}
+
+/// The sum of `parts`, noted down.
+fn sum(gpu: &Cuda, a: &CudaTensor, b: &CudaTensor) -> CudaTensor {
+    gpu.add_noise(1.0, a, 1.0, b).unwrap()
+}
+
+fn pictures_are_compared_behind_what_is_computed(gpu: &Cuda) {
+    let shape = [1, 3, 40, 24];
+    let upload = |x: &[f32]| gpu.upload(&shape, x).unwrap();
+    let pictures: Vec<Vec<f32>> = (0..3).map(|seed| values(2880, seed)).collect();
+    let [a, b, c] = [0, 1, 2].map(|i| upload(&pictures[i]));
+    let expected = |x: &[f32], y: &[f32]| {
+        let host = |x: &[f32]| Host.upload(&shape, x).unwrap();
+        Host.cosine(&host(x), &host(y)).unwrap()
+    };
+    let close = |found: f32, expected: f32| {
+        assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+    };
+    let mut settled = 0;
+    for round in 0..50 {
+        let computed = sum(gpu, &a, &b);
+        let submitted = gpu.submit().unwrap();
+        // What is not noted down any more is not waited for, in whatever order they are read, if they are.
+        let comparisons = [(&a, &b), (&a, &c), (&b, &c)].map(|(x, y)| gpu.cosine(x, y).unwrap());
+        let [ab, ac, unread] = comparisons;
+        if round % 5 == 4 {
+            drop(unread);
+        } else {
+            close(
+                gpu.read(unread).unwrap(),
+                expected(&pictures[1], &pictures[2]),
+            );
+        }
+        close(gpu.read(ac).unwrap(), expected(&pictures[0], &pictures[2]));
+        close(gpu.read(ab).unwrap(), expected(&pictures[0], &pictures[1]));
+        // They come behind it.
+        assert!(submitted.is_over());
+        let sums = pictures[0].iter().zip(&pictures[1]).map(|(a, b)| a + b);
+        let found = gpu.download(&computed).unwrap();
+        let sums: Vec<f32> = sums.collect();
+        self::close(&found, &HostTensor::new(&shape, sums));
+        // What they are made of may be noted down only, and is of no use to anybody else.
+        let noted = gpu.cosine(&sum(gpu, &a, &c), &sum(gpu, &b, &c)).unwrap();
+        let with_c = |x: &[f32]| -> Vec<f32> {
+            let sums = x.iter().zip(&pictures[2]);
+            sums.map(|(x, c)| f16::from_f32(x + c).to_f32()).collect()
+        };
+        let sums = (with_c(&pictures[0]), with_c(&pictures[1]));
+        close(gpu.read(noted).unwrap(), expected(&sums.0, &sums.1));
+        gpu.finish().unwrap();
+        if round == 10 {
+            settled = gpu.allocated();
+        }
+    }
+    assert_eq!(gpu.allocated(), settled, "memory grows");
+    let shorter = gpu.upload(&[1, 3, 1, 1], &[0.0; 3]).unwrap();
+    assert!(gpu.cosine(&a, &shorter).is_err());
+}
+
+fn who_needs_a_frame_waits_for_it(gpu: &Cuda) {
+    let shape = [1, 4, 32, 32];
+    let one = gpu.upload(&shape, &[1.0; 4096]).unwrap();
+    let mut expected = 0.0;
+    let mut total = gpu.upload(&shape, &[0.0; 4096]).unwrap();
+    for round in 0..20 {
+        gpu.begin().unwrap();
+        total = sum(gpu, &total, &one);
+        expected += 1.0;
+        let submitted = gpu.submit().unwrap();
+        // The next one is noted down meanwhile, and keeps what it has.
+        let next = sum(gpu, &total, &one);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let took = submitted.wait().unwrap();
+                assert!(
+                    took.is_some_and(|took| took.as_secs_f64() < 1.0),
+                    "{took:?}"
+                );
+                assert!(submitted.is_over());
+            });
+        });
+        drop(submitted);
+        assert!(
+            gpu.submit().unwrap().wait().unwrap().is_none(),
+            "nobody began"
+        );
+        let found = gpu.download(&next).unwrap();
+        assert!(
+            found.data().iter().all(|x| *x == expected + 1.0),
+            "round {round}"
+        );
+    }
+}
+
+/// On a stream that does nothing until somebody waits.
+#[cfg(target_os = "linux")]
+#[test]
+fn neither_submitting_nor_comparing_waits() {
+    let late = [computing::When::Late];
+    computing::run("neither_submitting_nor_comparing_waits", &[], &late, || {
+        let gpu = gpu();
+        let [a, b] = [1, 2].map(|seed| gpu.upload(&[1, 4, 32, 32], &values(4096, seed)).unwrap());
+        gpu.begin().unwrap();
+        let both = sum(&gpu, &a, &b);
+        let submitted = gpu.submit().unwrap();
+        let comparison = gpu.cosine(&a, &b).unwrap();
+        assert!(!submitted.is_over());
+        gpu.read(comparison).unwrap();
+        assert!(submitted.is_over());
+        drop(both);
+    });
 }
 
 /// An engine that copies its input to its output: at fixed addresses, as engines are.

@@ -49,15 +49,25 @@ impl StreamDiffusion {
     /// An output buffer with the timestamps, flags and metas of `input`; none if there is nothing to show for it.
     fn export(&self, input: &gst::Buffer, shown: Shown) -> Result<Option<Written>, gst::FlowError> {
         let repeats = matches!(shown, Shown::Again);
-        let shared = match (&self.state.lock().last, &shown) {
-            (Some(last), Shown::Again) => Some(last.memory.copy()),
-            (Some(last), Shown::Picture(picture)) => match &last.picture {
-                Some(known) if known.is(picture) => Some(last.memory.copy()),
-                _ => None,
-            },
+        let picture = match &shown {
+            Shown::Picture(picture) => Some(picture.clone()),
             _ => None,
         };
-        let mut output = match (shared, shown) {
+        let (shared, gone) = {
+            let mut state = self.state.lock();
+            let same = (state.last.as_ref()).filter(|last| match (&shown, &last.picture) {
+                (Shown::Again, _) => true,
+                (Shown::Picture(picture), Some(known)) => known.is(picture),
+                _ => false,
+            });
+            let shared = same.and_then(|last| memory_only(&last.buffer));
+            // Where something else takes its place: the pool may have to have it back for that.
+            let gone = state.last.take_if(|_| shared.is_none());
+            (shared, gone)
+        };
+        drop(gone);
+        let fresh = shared.is_none();
+        let mut output: Written = match (shared, shown) {
             (Some(mut output), _) => {
                 self.parent_copy_metadata(input, output.make_mut())
                     .map_err(|err| {
@@ -66,18 +76,12 @@ impl StreamDiffusion {
                     })?;
                 output.into()
             }
-            (None, Shown::Picture(picture)) => {
-                let mut output = self.write(&picture, self.room(input)?)?;
-                self.remember(Some(picture), &mut output)?;
-                output
-            }
+            (None, Shown::Picture(picture)) => self.write(&picture, self.room(input)?)?,
             (None, Shown::Input(pixels)) => {
                 let mut output = self.room(input)?;
                 let passed = self.state.lock().pass(&pixels, output.make_mut());
                 passed.map_err(|error| self.fail(&error))?;
-                let mut output = output.into();
-                self.remember(None, &mut output)?;
-                output
+                output.into()
             }
             (None, Shown::Again) => {
                 // Pictures stopped being kept for it meanwhile.
@@ -90,6 +94,9 @@ impl StreamDiffusion {
             | gst_video::VideoBufferFlags::RFF
             | gst_video::VideoBufferFlags::ONEFIELD;
         (output.buffer_mut().make_mut()).unset_video_flags(flags);
+        if fresh {
+            self.remember(picture, &mut output)?;
+        }
         self.story.leaves(self, input.pts());
         let mut stats = self.stats.lock();
         stats.frame_left();
@@ -108,8 +115,9 @@ impl StreamDiffusion {
         }
     }
 
-    /// Keeps what is in `output` for frames that show the same, for which it must be complete; without such the pool's memory
-    /// goes straight back.
+    /// Keeps `output` for frames that show the same, for which it must be complete. It is the buffer itself that is kept, which
+    /// nobody may write to from here on: a pool takes back no buffer whose memory something else has, and would make a new one
+    /// for each frame.
     fn remember(
         &self,
         picture: Option<Picture>,
@@ -119,14 +127,11 @@ impl StreamDiffusion {
             let settings = self.settings.lock();
             settings.similarity_filter || settings.repeats_late()
         };
-        let last = match shared {
-            true => {
-                let buffer = output.complete().map_err(|error| self.fail(&error))?;
-                memory_only(buffer).map(|memory| Last { picture, memory })
-            }
-            false => None,
-        };
-        self.state.lock().last = last;
+        if shared {
+            let buffer = output.complete().map_err(|error| self.fail(&error))?;
+            let buffer = buffer.clone();
+            self.state.lock().last = Some(Last { picture, buffer });
+        }
         Ok(())
     }
 

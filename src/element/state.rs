@@ -84,8 +84,8 @@ pub(super) enum Outgoing {
 pub(super) struct Last {
     /// The picture, if it was a restyled one.
     pub(super) picture: Option<Picture>,
-    /// Its memory, which frames that show the same share.
-    pub(super) memory: gst::Buffer,
+    /// The buffer, whose memory frames that show the same share.
+    pub(super) buffer: gst::Buffer,
 }
 
 /// What the caps say, and the conversions that follow from it.

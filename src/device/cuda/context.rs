@@ -161,9 +161,11 @@ impl Mark {
         (self.0.synchronize()).map_err(|e| failed("finish its work", e))
     }
 
-    /// Whether the GPU has come that far, or never will.
+    /// Whether the GPU has come that far, or never will. Makes its context that of the calling thread.
     pub(super) fn is_past(&self) -> bool {
-        self.0.try_is_complete().unwrap_or(true)
+        let entered = self.0.context().bind_to_thread();
+        let past = entered.and_then(|()| self.0.try_is_complete());
+        past.unwrap_or(true)
     }
 
     /// The time from here to `end`, both of which are past.

@@ -16,30 +16,28 @@ use crate::standin;
 const SETTLED: u64 = 12;
 /// Frames that are counted.
 const COUNTED: i64 = 10;
-/// What costs a frame time, and no frame may ask for: memory, graphs that are made anew, tensors that go to main memory, and
-/// waits for more than an event.
-const NEVER: [&str; 8] = [
+/// What costs a frame time, and no frame may ask for: memory, graphs that are made anew, and waits for more than an event.
+const NEVER: [&str; 7] = [
     "cuMemAlloc_v2",
     "cuMemFree_v2",
     "cuMemHostAlloc",
     "cuMemFreeHost",
     "cuGraphInstantiateWithFlags",
-    "cuMemcpyDtoHAsync_v2",
     "cuStreamSynchronize",
     "cuCtxSynchronize",
 ];
 
 /// The counters of the stand-in.
-struct Calls(Library);
+pub(super) struct Calls(Library);
 
 impl Calls {
-    fn open() -> Self {
+    pub(super) fn open() -> Self {
         let library = standin::library().unwrap();
         // SAFETY: it is open already.
         Self(unsafe { Library::new(library) }.unwrap())
     }
 
-    fn of(&self, name: &str) -> i64 {
+    pub(super) fn of(&self, name: &str) -> i64 {
         type Count = unsafe extern "C" fn(*const c_char) -> i64;
         let text = CString::new(name).unwrap();
         // SAFETY: as its source has it; the text ends in zero.
@@ -77,16 +75,24 @@ impl Clip {
     }
 
     /// That each frame is `graphs` graphs, two kernels (one that takes it in, and one that hands it out), and as many copies of
-    /// parameters, besides `uploads`.
-    fn check(&mut self, graphs: i64, uploads: i64, what: &str) {
-        let asked = ["cuGraphLaunch", "cuLaunchKernel", "cuMemcpyHtoDAsync_v2"];
+    /// parameters, besides `uploads`; and a kernel with its parameters and its outcome if it is `compared`. No tensor goes to
+    /// main memory.
+    fn check(&mut self, graphs: i64, uploads: i64, compared: bool, what: &str) {
+        let asked = [
+            "cuGraphLaunch",
+            "cuLaunchKernel",
+            "cuMemcpyHtoDAsync_v2",
+            "cuMemcpyDtoHAsync_v2",
+        ];
         let calls = Calls::open();
-        let mut found = [0; 3];
+        let mut found = [0; 4];
         let never = calls.during(NEVER, || {
             found = calls.during(asked, || self.push(COUNTED as u64));
         });
         assert_eq!(never, [0; NEVER.len()], "{what}: {NEVER:?}");
-        let expected = [graphs, 2, graphs + uploads].map(|count| COUNTED * count);
+        let compared = i64::from(compared);
+        let expected = [graphs, 2 + compared, graphs + uploads + compared, compared];
+        let expected = expected.map(|count| COUNTED * count);
         assert_eq!(found, expected, "{what}: {asked:?}");
     }
 }
@@ -117,7 +123,7 @@ fn a_frame_is_one_graph() {
             next: 0,
         };
         clip.push(SETTLED);
-        clip.check(1, 0, "settled");
+        clip.check(1, 0, false, "settled");
 
         // Live changes are numbers in what the graph reads.
         element.set_property("guidance-scale", 1.7f64);
@@ -125,12 +131,19 @@ fn a_frame_is_one_graph() {
         element.set_property("t-index-list", "30,44");
         element.set_property("seed", 7u64);
         clip.push(4);
-        clip.check(1, 0, "after live changes");
+        clip.check(1, 0, false, "after live changes");
 
         // Another number of steps is another graph, made once.
         element.set_property("t-index-list", "45");
         clip.push(SETTLED);
-        clip.check(1, 0, "with one step");
+        clip.check(1, 0, false, "with one step");
+
+        // Frames are compared, and none is skipped.
+        element.set_property("ssf-threshold", 1.0f64);
+        element.set_property("similarity-filter", true);
+        clip.push(SETTLED);
+        clip.check(1, 0, true, "with the similarity filter");
+        element.set_property("similarity-filter", false);
 
         // On the way to another prompt, a graph more for what is computed of each frame's text.
         let bus = gst::Bus::new();
@@ -147,7 +160,7 @@ fn a_frame_is_one_graph() {
             .take_while(|_| !begun())
             .for_each(|_| clip.push(1));
         clip.push(SETTLED);
-        clip.check(2, 1, "in a transition");
+        clip.check(2, 1, false, "in a transition");
         element.set_state(gst::State::Null).unwrap();
         element.set_bus(None);
     });

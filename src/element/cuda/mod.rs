@@ -9,6 +9,8 @@ mod library;
 mod lost;
 mod memory;
 #[cfg(all(test, target_os = "linux"))]
+mod overlap;
+#[cfg(all(test, target_os = "linux"))]
 mod standin;
 #[cfg(test)]
 mod tests;

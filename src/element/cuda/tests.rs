@@ -23,7 +23,7 @@ use crate::standin;
 
 const FRAMES: u64 = 5;
 
-fn model() -> PathBuf {
+pub(super) fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/model")
 }
 
@@ -154,12 +154,23 @@ fn restyle(
     input: &gst::Caps,
     output: &gst::Caps,
 ) -> Vec<Vec<u8>> {
+    restyle_some(FRAMES, element, pool, input, output)
+}
+
+/// The same of so many frames.
+fn restyle_some(
+    frames: u64,
+    element: &gst::Element,
+    pool: &gst::BufferPool,
+    input: &gst::Caps,
+    output: &gst::Caps,
+) -> Vec<Vec<u8>> {
     let mut harness = Harness::with_element(element, Some("sink"), Some("src"));
     harness.set_sink_caps(output.clone());
     harness.set_src_caps(input.clone());
     harness.play();
     let info = VideoInfo::from_caps(input).unwrap();
-    for k in 0..FRAMES {
+    for k in 0..frames {
         let mut buffer = pool.acquire_buffer(None).unwrap();
         paint(buffer.get_mut().unwrap(), &info, k);
         assert_eq!(is_cuda(&buffer), Memory::of_caps(input) == Memory::Cuda);
@@ -167,7 +178,7 @@ fn restyle(
     }
     assert!(harness.push_event(gst::event::Eos::new()));
     let info = VideoInfo::from_caps(output).unwrap();
-    (0..FRAMES)
+    (0..frames)
         .map(|k| {
             let buffer = harness.pull().unwrap();
             assert_eq!(buffer.pts(), Some(gst::ClockTime::from_mseconds(40 * k)));
@@ -261,6 +272,7 @@ twins! {
     frames_of_another_context_are_copied
     neighbours_get_our_context_and_pools
     two_elements_share_the_gpu_and_the_model
+    frames_are_skipped_alike_at_every_depth
     a_flush_in_the_middle_lets_go_of_everything
     maps_see_the_same_frame
 }
@@ -500,10 +512,48 @@ fn a_gpu_that_stays_open_gets_back_what_elements_had(machine: &Machine) {
     assert!(had[3] < had[0] + (1 << 16), "{had:?}");
 }
 
+/// What the similarity filter decides does not depend on what is computed meanwhile.
+fn frames_are_skipped_alike_at_every_depth(machine: &Machine) {
+    let _exported = Exported::new(&machine.alone);
+    let gpu = machine.open();
+    for memory in [Memory::Cuda, Memory::System] {
+        let caps = caps("NV12", (64, 64), memory);
+        let run = |depth: u32| {
+            let element = element("onnxruntime-cuda");
+            element.set_property("pipeline-depth", depth);
+            element.set_property("similarity-filter", true);
+            // Between frames of one half of the clip, and of the other.
+            element.set_property("ssf-threshold", 0.2f64);
+            let pictures = restyle_some(40, &element, &source(sharing(&gpu), &caps), &caps, &caps);
+            let stats = element.property::<gst::Structure>("stats");
+            let count = |name| stats.get::<u64>(name).unwrap();
+            let counts = (count("processed"), count("skipped"));
+            element.set_state(gst::State::Null).unwrap();
+            (pictures, counts)
+        };
+        let (expected, (processed, skipped)) = run(0);
+        assert_eq!(processed + skipped, 40);
+        assert!(processed > 5 && skipped > 5, "{processed} and {skipped}");
+        for depth in 1..=3 {
+            let (pictures, counts) = run(depth);
+            assert_eq!(counts, (processed, skipped), "{memory:?}, {depth} deep");
+            assert!(pictures == expected, "{memory:?}, {depth} deep");
+        }
+    }
+}
+
 fn a_flush_in_the_middle_lets_go_of_everything(machine: &Machine) {
+    for (depth, filter) in [(0, false), (2, true)] {
+        flush_in_the_middle(machine, depth, filter);
+    }
+}
+
+fn flush_in_the_middle(machine: &Machine, depth: u32, filter: bool) {
     let gpu = machine.open();
     let caps = caps("NV12", or_smaller((640, 480), (320, 240)), Memory::Cuda);
     let element = element("onnxruntime-cuda");
+    element.set_property("pipeline-depth", depth);
+    element.set_property("similarity-filter", filter);
     let pool = source(sharing(&gpu), &caps);
     let info = VideoInfo::from_caps(&caps).unwrap();
     let mut harness = Harness::with_element(&element, Some("sink"), Some("src"));
@@ -530,6 +580,8 @@ fn a_flush_in_the_middle_lets_go_of_everything(machine: &Machine) {
     paint(buffer.get_mut().unwrap(), &info, 0);
     harness.push(buffer).unwrap();
     element.set_state(gst::State::Null).unwrap();
+    // All buffers are back.
+    assert!(pool.set_active(false).is_ok());
 }
 
 /// What is written through one map is read through the other, at the planes that metas name.
