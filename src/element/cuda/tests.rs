@@ -258,6 +258,7 @@ twins! {
     [Late]
     every_format_goes_through_gpu_memory
     starting_and_stopping_leaves_nothing_behind
+    frames_are_skipped_alike_at_every_depth
     a_gpu_that_stays_open_gets_back_what_elements_had
 }
 
@@ -272,7 +273,6 @@ twins! {
     frames_of_another_context_are_copied
     neighbours_get_our_context_and_pools
     two_elements_share_the_gpu_and_the_model
-    frames_are_skipped_alike_at_every_depth
     a_flush_in_the_middle_lets_go_of_everything
     maps_see_the_same_frame
 }
@@ -524,7 +524,7 @@ fn frames_are_skipped_alike_at_every_depth(machine: &Machine) {
             element.set_property("similarity-filter", true);
             // Between frames of one half of the clip, and of the other.
             element.set_property("ssf-threshold", 0.2f64);
-            let pictures = restyle_some(40, &element, &source(sharing(&gpu), &caps), &caps, &caps);
+            let pictures = restyle_some(24, &element, &source(sharing(&gpu), &caps), &caps, &caps);
             let stats = element.property::<gst::Structure>("stats");
             let count = |name| stats.get::<u64>(name).unwrap();
             let counts = (count("processed"), count("skipped"));
@@ -532,9 +532,9 @@ fn frames_are_skipped_alike_at_every_depth(machine: &Machine) {
             (pictures, counts)
         };
         let (expected, (processed, skipped)) = run(0);
-        assert_eq!(processed + skipped, 40);
-        assert!(processed > 5 && skipped > 5, "{processed} and {skipped}");
-        for depth in 1..=3 {
+        assert_eq!(processed + skipped, 24);
+        assert!(processed > 3 && skipped > 3, "{processed} and {skipped}");
+        for depth in 1..=2 {
             let (pictures, counts) = run(depth);
             assert_eq!(counts, (processed, skipped), "{memory:?}, {depth} deep");
             assert!(pictures == expected, "{memory:?}, {depth} deep");
