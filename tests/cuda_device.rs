@@ -71,6 +71,7 @@ twins! {
     similarity_is_that_of_the_host
     pictures_are_compared_behind_what_is_computed
     who_needs_a_frame_waits_for_it
+    what_began_is_timed_to_its_end
     frames_become_one_graph_and_stay_right
     threads_do_not_mix_their_frames
     video_frames_come_in_and_go_out
@@ -383,6 +384,22 @@ fn who_needs_a_frame_waits_for_it(gpu: &Cuda) {
             "round {round}"
         );
     }
+}
+
+/// Also where something of it has to be on the GPU before the rest.
+fn what_began_is_timed_to_its_end(gpu: &Cuda) {
+    let [a, b] = [1, 2].map(|seed| gpu.upload(&[1, 4, 32, 32], &values(4096, seed)).unwrap());
+    for _ in 0..3 {
+        gpu.begin().unwrap();
+        let comparison = gpu.cosine(&sum(gpu, &a, &b), &b).unwrap();
+        gpu.read(comparison).unwrap();
+        let kept = sum(gpu, &a, &b);
+        let submitted = gpu.submit().unwrap();
+        assert!(submitted.wait().unwrap().is_some());
+        drop(kept);
+        assert!(gpu.so_far().unwrap().wait().unwrap().is_none());
+    }
+    gpu.finish().unwrap();
 }
 
 /// On a stream that does nothing until somebody waits.

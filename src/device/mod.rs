@@ -63,7 +63,7 @@ pub trait Device: Send + Sync + 'static {
     fn same_shape(&self, a: &Self::Tensor, b: &Self::Tensor) -> bool;
 
     /// Begins to work out the cosine of the angle between two tensors of one shape, seen as vectors: 1 when both are all
-    /// zeros. Nothing is put off until it is [`read`](Self::read), and nothing waits for it.
+    /// zeros. It is not put off until it is [`read`](Self::read), and nothing waits for it.
     fn cosine(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Number>;
 
     /// What a number has come to; waits for it where it is not there yet.

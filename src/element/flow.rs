@@ -131,20 +131,22 @@ impl StreamDiffusion {
         self.collect(depth)
     }
 
-    /// Puts on the timeline what the worker has finished, and waits until it has no more than `left` frames.
+    /// Puts on the timeline what is finished, and waits until no more than `left` frames are under way. What ends a wait for
+    /// the worker does not end one for a GPU, which is no longer than a frame takes.
     fn collect(&self, left: usize) -> Result<(), gst::FlowError> {
         loop {
-            let under_way = {
+            let (first, many) = {
                 let mut state = self.state.lock();
                 let many = state.under_way.len() > left;
-                let over = (state.under_way.front_mut()).is_some_and(|first| first.is_over());
-                (many || over)
-                    .then(|| state.under_way.pop_front())
-                    .flatten()
+                (state.under_way.pop_front(), many)
             };
-            let Some(under_way) = under_way else {
+            let Some(mut under_way) = first else {
                 return Ok(());
             };
+            if !many && !under_way.is_over() {
+                self.state.lock().under_way.push_front(under_way);
+                return Ok(());
+            }
             let (ticket, immediate) = (under_way.ticket, under_way.immediate);
             let restyled = (under_way.wait(&self.interrupt))
                 .map_err(|unanswered| self.unanswered(unanswered))?;
@@ -314,21 +316,21 @@ impl StreamDiffusion {
     /// After an error: forgets the frames under way, which the worker has lost too, so that what comes next, if anything
     /// does, is not taken for them.
     pub(super) fn abandon(&self) {
-        let cleared = self.state.lock().clear();
+        let events = self.state.lock().clear();
         self.story.forget();
-        for event in cleared.events {
+        for event in events {
             self.parent_sink_event(event);
         }
     }
 
     /// Forgets all frames, at FLUSH_STOP.
     pub(super) fn flush(&self) {
-        let cleared = {
+        let events = {
             let mut state = self.state.lock();
             state.clock = FrameClock::default();
             state.clear()
         };
-        for event in cleared.events.iter().filter(|event| event.is_sticky()) {
+        for event in events.iter().filter(|event| event.is_sticky()) {
             // Those that would not have been flushed downstream either stay known there.
             if let Err(flow) = self.obj().src_pad().store_sticky_event(event) {
                 gst::debug!(CAT, imp = self, "{event:?} not kept: {flow:?}");

@@ -263,9 +263,7 @@ impl BaseTransformImpl for StreamDiffusion {
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         self.interrupt.begin();
-        let state = std::mem::take(&mut *self.state.lock());
-        // Without the lock: a GPU may be reading frames that are under way.
-        drop(state);
+        *self.state.lock() = State::default();
         // Waits for the worker to finish what it is doing.
         let worker = self.worker.lock().take();
         drop(worker);

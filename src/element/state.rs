@@ -27,7 +27,7 @@ pub(super) struct State {
     pub(super) loaded: Option<LoadedModel>,
     video: Option<Video>,
     pub(super) timeline: Timeline,
-    /// Frames that the worker has and has not answered yet.
+    /// Frames that the worker was asked for, and that are not on the timeline yet.
     pub(super) under_way: VecDeque<UnderWay>,
     /// What has been written and not been pushed yet.
     pub(super) outgoing: VecDeque<Outgoing>,
@@ -65,13 +65,6 @@ enum Stage {
     Asked(Pending<Restyled>),
     /// The device may still be at it.
     Answered(Result<Restyled, Unanswered>),
-}
-
-/// What was forgotten, to be dropped when nobody has to wait for that: a GPU may be reading frames that were under way.
-pub(super) struct Cleared {
-    /// Events that had not left.
-    pub(super) events: Vec<gst::Event>,
-    _under_way: VecDeque<UnderWay>,
 }
 
 /// Something that leaves.
@@ -231,9 +224,9 @@ impl State {
         passage.convert(pixels, output)
     }
 
-    /// Forgets all that is under way, as a flush does.
-    pub(super) fn clear(&mut self) -> Cleared {
-        let under_way = std::mem::take(&mut self.under_way);
+    /// Forgets all that is under way, as a flush does; gives the events that had not left.
+    pub(super) fn clear(&mut self) -> Vec<gst::Event> {
+        self.under_way.clear();
         self.left_out = false;
         self.marks_discont = false;
         self.reset();
@@ -242,10 +235,7 @@ impl State {
             Outgoing::Event(event) => Some(event),
             Outgoing::Frame(_) => None,
         });
-        Cleared {
-            events: events.chain(self.timeline.clear()).collect(),
-            _under_way: under_way,
-        }
+        events.chain(self.timeline.clear()).collect()
     }
 
     /// Forgets all pictures, here and in the worker's stream.

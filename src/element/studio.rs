@@ -107,6 +107,9 @@ impl<R: Runtime> Studio<R> {
                 Job::Frame(_, reply) if !reply.is_wanted() => {}
                 Job::Frame(frame, reply) => {
                     let restyled = guarded(|| self.restyle(*frame, observer));
+                    if restyled.is_err() {
+                        self.let_go();
+                    }
                     self.tell(stats);
                     reply.send(restyled);
                 }
@@ -189,7 +192,7 @@ impl<R: Runtime> Studio<R> {
             ));
         };
         self.runtime.begin().inspect_err(|_| self.running = None)?;
-        let Arrived { size, place } = picture.inspect_err(|_| self.let_go())?;
+        let Arrived { size, place } = picture?;
         self.want_prompts(&settings, &moment)?;
         if self.morph.is_none() {
             self.begin_prompts(&settings, observer).inspect_err(|_| {
@@ -212,7 +215,7 @@ impl<R: Runtime> Studio<R> {
             self.watch.entered(stamp, observer);
         }
         self.look(&running, observer);
-        let shown = shown.inspect_err(|_| self.let_go())?;
+        let shown = shown?;
         let computing = self.runtime.submit()?;
         let delay = running.stream.delay();
         let group = running.stream.frame_buffer_size();

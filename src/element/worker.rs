@@ -1,6 +1,7 @@
 //! The worker: one thread that loads the model, owns the stream and does all the computing.
 //!
-//! The streaming thread asks it for one thing at a time and waits; a flush or a stop ends the wait at once.
+//! The streaming thread asks it for one thing after the other; a flush or a stop ends its waits for an answer at once. What is
+//! answered of a frame on a GPU may still be computed.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};

@@ -19,7 +19,7 @@ void standin_launch(const char *name, unsigned x, unsigned y, unsigned block, si
 
 struct operation;
 /* `target` is the last thing that was on the stream when the event was recorded there. */
-struct event { long life; int stream; long target; };
+struct event { long life; int stream; long target; int timed, recorded; };
 struct operation {
     enum { COPY, KERNEL, CALL, WAIT } kind;
     void *to;
@@ -432,6 +432,7 @@ int cuEventCreate(void **out, unsigned flags)
         return error;
     struct event *event = calloc(1, sizeof *event);
     event->life = life;
+    event->timed = !(flags & 2);
     *out = event;
     live++;
     return OK;
@@ -455,11 +456,18 @@ int cuEventRecord(struct event *event, void *stream)
         misused++;
     event->stream = i;
     event->target = streams[i].queued;
+    event->recorded = 1;
     pthread_mutex_unlock(&lock);
     return i && valid(event->life) ? OK : INVALID_HANDLE;
 }
 /* 1: as part of a graph, to be seen outside. */
-int cuEventRecordWithFlags(struct event *event, void *stream, unsigned flags) { return flags == 1 ? check() : cuEventRecord(event, stream); }
+int cuEventRecordWithFlags(struct event *event, void *stream, unsigned flags)
+{
+    if (flags != 1)
+        return cuEventRecord(event, stream);
+    event->recorded = 1;
+    return check();
+}
 int cuEventQuery(struct event *event)
 {
     int error = check();
@@ -483,8 +491,25 @@ int cuEventSynchronize(struct event *event)
     pthread_mutex_unlock(&lock);
     return valid(event->life) ? check() : INVALID_HANDLE;
 }
-int cuEventElapsedTime(float *milliseconds, struct event *from, struct event *to) { *milliseconds = 1; return check(); }
-int cuEventElapsedTime_v2(float *milliseconds, struct event *from, struct event *to) { *milliseconds = 1; return check(); }
+/* Of events that are past, and keep their time. */
+int cuEventElapsedTime(float *milliseconds, struct event *from, struct event *to)
+{
+    int error = check();
+    if (error)
+        return error;
+    struct event *const both[] = {from, to};
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < 2 && !error; i++) {
+        if (!valid(both[i]->life) || !both[i]->timed || !both[i]->recorded)
+            error = INVALID_HANDLE;
+        else if (streams[both[i]->stream].done < both[i]->target)
+            error = NOT_READY;
+    }
+    pthread_mutex_unlock(&lock);
+    *milliseconds = 1;
+    return error;
+}
+int cuEventElapsedTime_v2(float *milliseconds, struct event *from, struct event *to) { return cuEventElapsedTime(milliseconds, from, to); }
 int cuStreamWaitEvent(void *stream, struct event *event, unsigned flags)
 {
     int error = check();

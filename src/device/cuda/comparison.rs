@@ -9,6 +9,7 @@ use super::context::{Gpu, Restore, failed};
 use super::kernels::{COSINE_PARTIAL_BYTES, CosineRow, Kernel, Row};
 use super::pinned::Pinned;
 use super::pool::Buffer;
+use super::submitted::twice;
 use super::{Cuda, CudaTensor, half_alike, length};
 use crate::error::{Error, Result};
 
@@ -18,8 +19,6 @@ const SUMS: usize = FINISHED + 16;
 const PARTIAL: usize = SUMS + 16;
 /// Bytes of the three sums.
 const SUMS_BYTES: usize = 12;
-/// Blocks kept while nothing is compared: an element needs one, or two while frames overlap.
-const KEPT: usize = 4;
 
 /// A comparison that is under way. It may be dropped without being read.
 pub struct Comparison {
@@ -39,17 +38,18 @@ struct Block {
     restore: Restore,
 }
 
-/// Blocks for further use.
+/// Blocks for further use: as many as were in use at once.
 #[derive(Default)]
 pub(super) struct Shelf(Mutex<Vec<Block>>);
 
 impl Cuda {
-    /// Begins to compare two f16 tensors of one length. What the calling thread noted down is put on the GPU before.
+    /// Begins to compare two f16 tensors of one length. What the calling thread noted down is put on the GPU before, for which
+    /// what it submitted before is waited for.
     pub(super) fn compare(&self, a: &CudaTensor, b: &CudaTensor) -> Result<Comparison> {
         half_alike("cosine", &[a, b])?;
         let noted = !self.list().lock().is_empty();
         if noted {
-            self.submit()?;
+            self.put()?;
         }
         let (gpu, failed) = (&self.0.gpu, |e| failed("compare frames", e));
         gpu.enter()?;
@@ -140,18 +140,7 @@ impl Shelf {
 
     /// Keeps a block, whose last use must have been recorded.
     fn put(&self, block: Block) {
-        let surplus = {
-            let mut blocks = self.0.lock();
-            match blocks.len() < KEPT {
-                true => {
-                    blocks.push(block);
-                    None
-                }
-                false => Some(block),
-            }
-        };
-        // May wait, and so without the lock.
-        drop(surplus);
+        self.0.lock().push(block);
     }
 }
 
@@ -171,6 +160,6 @@ impl Drop for Block {
     fn drop(&mut self) {
         self.restore.save();
         // The GPU may still write to what is about to be given back. An error is told by what comes next.
-        let _ = self.copied.synchronize();
+        let _ = twice(|| self.copied.synchronize());
     }
 }

@@ -120,8 +120,8 @@ impl Cuda {
     /// `size` (width, height).
     ///
     /// # Safety
-    /// `base` is the address of `layout.size()` bytes that work of the primary context may read until
-    /// [`finish`](Self::finish) has returned.
+    /// `base` is the address of `layout.size()` bytes that work of the primary context may read until what is on the stream
+    /// [`so far`](Self::so_far) is done.
     pub unsafe fn import_device(
         &self,
         base: u64,

@@ -236,10 +236,14 @@ impl List {
         self.begun = Some(begun);
     }
 
-    /// Where on the stream what was submitted ends; gives where it began, if that is known.
-    pub(super) fn end_at(&mut self, end: Mark) -> Option<Mark> {
-        self.running.end = Some(end);
+    /// Where that was, once.
+    pub(super) fn take_begun(&mut self) -> Option<Mark> {
         self.begun.take()
+    }
+
+    /// Where on the stream what was submitted ends.
+    pub(super) fn end_at(&mut self, end: Mark) {
+        self.running.end = Some(end);
     }
 
     /// Where on the stream what was submitted ends, once.

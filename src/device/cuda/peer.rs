@@ -35,7 +35,7 @@ impl Cuda {
     /// made on the stream; what is put there next finds it done.
     ///
     /// # Safety
-    /// `context` is valid, and the bytes may be read until [`finish`](Self::finish) has returned.
+    /// `context` is valid, and the bytes may be read until what is on the stream [`so far`](Self::so_far) is done.
     pub unsafe fn copy_from(
         &self,
         context: *mut c_void,

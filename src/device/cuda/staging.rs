@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::context::{Gpu, Restore, failed};
 use super::pinned::Pinned;
 use super::pool::Buffer;
+use super::submitted::twice;
 use crate::error::Result;
 
 /// Blocks kept for one way while no frame is in them, at least: as many as one element commonly has on that way at once.
@@ -59,8 +60,8 @@ impl Drop for Staging {
     fn drop(&mut self) {
         self.restore.save();
         // The pool gives its memory to the compute stream, which knows nothing of copies; and the GPU has to be done with
-        // the other one. An error can be an earlier one of the context's, which is told once, and then nothing was waited for.
-        let _ = (self.stream.synchronize()).or_else(|_| self.stream.synchronize());
+        // the other one.
+        let _ = twice(|| self.stream.synchronize());
     }
 }
 

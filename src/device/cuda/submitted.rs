@@ -8,6 +8,14 @@ use super::context::{Mark, Restore};
 use super::list::List;
 use crate::error::Result;
 
+/// The outcome of `wait`, which is done once more if it fails: an error can be one of the context's from before, which is told
+/// once, and then nothing was waited for.
+pub(super) fn twice<E>(
+    wait: impl Fn() -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    wait().or_else(|_| wait())
+}
+
 /// Work that was put on a GPU. It goes on when this is dropped.
 pub struct Submitted {
     begun: Option<Mark>,
@@ -62,6 +70,31 @@ impl Cuda {
     /// [`Error::Engine`](crate::error::Error::Engine) when it cannot be put there, or what was submitted before failed. Then
     /// what was noted down is gone.
     pub fn submit(&self) -> Result<Submitted> {
+        let end = self.put()?;
+        let begun = self.list().lock().take_begun();
+        Ok(Submitted {
+            begun,
+            end,
+            restore: Restore::default(),
+        })
+    }
+
+    /// All that whichever thread has put on the compute stream so far. What is noted down is not among it.
+    ///
+    /// # Errors
+    /// [`Error::Engine`](crate::error::Error::Engine) when the driver fails.
+    pub fn so_far(&self) -> Result<Submitted> {
+        self.0.gpu.enter()?;
+        let _submission = self.0.submission.lock();
+        Ok(Submitted {
+            begun: None,
+            end: self.0.gpu.mark()?,
+            restore: Restore::default(),
+        })
+    }
+
+    /// As [`submit`](Self::submit), for something on the way: what is timed goes on. Where it ends.
+    pub(super) fn put(&self) -> Result<Mark> {
         let list = self.list();
         let mut list = list.lock();
         if let Err(error) = self.settle(&mut list) {
@@ -72,21 +105,22 @@ impl Cuda {
         let (submitted, end) = {
             let _submission = self.0.submission.lock();
             let submitted = list.submit(&self.0.gpu, &self.0.kernels);
-            (submitted, self.0.gpu.mark())
+            let end = self.0.gpu.mark().inspect_err(|_| {
+                // Nothing could be waited for later. Nobody captures the stream while it is ours.
+                let _ = twice(|| self.0.gpu.stream.synchronize());
+            });
+            (submitted, end)
         };
-        let end = end.inspect_err(|_| self.count_failure())?;
-        let begun = list.end_at(end.clone());
-        if let Err(error) = submitted {
+        if let Ok(end) = &end {
+            list.end_at(end.clone());
+        }
+        let result = submitted.and(end);
+        if result.is_err() {
             self.count_failure();
             // What is there of it is done before anything it uses goes; the first error is the one to tell.
             let _ = self.settle(&mut list);
-            return Err(error);
         }
-        Ok(Submitted {
-            begun,
-            end,
-            restore: Restore::default(),
-        })
+        result
     }
 
     /// Does what the calling thread noted down, and waits for it.
@@ -105,17 +139,13 @@ impl Cuda {
         let Some(end) = list.take_end() else {
             return Ok(());
         };
-        match end.wait() {
-            Ok(()) => {
-                list.done();
-                Ok(())
-            }
-            // What it keeps may still be in use.
-            Err(error) => {
-                self.count_failure();
-                Err(error)
-            }
+        let ended = end.wait();
+        // An error can be one of the context's from before, which is told once, and then nothing was waited for.
+        if ended.is_ok() || end.wait().is_ok() {
+            list.done();
         }
+        // Else what it keeps may still be in use.
+        ended.inspect_err(|_| self.count_failure())
     }
 
     /// What was noted down was not done.

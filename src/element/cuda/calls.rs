@@ -143,6 +143,13 @@ fn a_frame_is_one_graph() {
         element.set_property("similarity-filter", true);
         clip.push(SETTLED);
         clip.check(1, 0, true, "with the similarity filter");
+        // And skipped: what shows them shares a buffer's memory.
+        element.set_property("ssf-threshold", 0.0f64);
+        clip.push(SETTLED);
+        let calls = Calls::open();
+        let graphs = calls.of("cuGraphLaunch");
+        assert_eq!(calls.during(NEVER, || clip.push(40)), [0; NEVER.len()]);
+        assert!(calls.of("cuGraphLaunch") - graphs < 30, "none was skipped");
         element.set_property("similarity-filter", false);
 
         // On the way to another prompt, a graph more for what is computed of each frame's text.

@@ -29,7 +29,7 @@ fn an_element_whose_gpu_failed_says_so_and_starts_again() {
         assert!(status.success(), "{status}");
         return;
     }
-    let again = says_so_and_starts_again(|| {
+    let again = says_so_and_starts_again(0, || {
         let gpu = Gpu::open(0).unwrap();
         let layout = VideoLayout::dense(PixelFormat::Rgb, 64, 64).unwrap();
         // SAFETY: there is no memory; what the driver makes of that is what is tried.
@@ -55,8 +55,13 @@ fn an_element_whose_gpu_failed_starts_again_on_the_stand_in() {
             // SAFETY: as its source has these.
             unsafe { library.get::<unsafe extern "C" fn(i32)>(name).unwrap()(number) };
         };
-        for (never, expected) in [(0, "stand-in (GPU 0)"), (1, "CPU"), (2, "CPU")] {
-            let devices = says_so_and_starts_again(|| {
+        for (never, depth, expected) in [
+            (0, 0, "stand-in (GPU 0)"),
+            (0, 2, "stand-in (GPU 0)"),
+            (1, 0, "CPU"),
+            (2, 0, "CPU"),
+        ] {
+            let devices = says_so_and_starts_again(depth, || {
                 tell(c"standin_never_again", never);
                 tell(c"standin_fail", 700);
             });
@@ -67,9 +72,12 @@ fn an_element_whose_gpu_failed_starts_again_on_the_stand_in() {
 }
 
 /// An element plays, `lose` makes its GPU fail, and the element says so, stops, and starts again: on the GPU where the driver
-/// gives another context, else on the CPU with a warning. Gives the devices that it then runs on.
-fn says_so_and_starts_again(lose: impl FnOnce()) -> Vec<String> {
+/// gives another context, else on the CPU with a warning. Gives the devices that it then runs on. While frames overlap, they
+/// are compared too.
+fn says_so_and_starts_again(depth: u32, lose: impl FnOnce()) -> Vec<String> {
     init();
+    // As many as it takes for one to come out.
+    let first = 3 + u64::from(depth);
     let caps = caps("RGB", (64, 64), Memory::System);
     let info = VideoInfo::from_caps(&caps).unwrap();
     let frame = |k| {
@@ -106,14 +114,18 @@ fn says_so_and_starts_again(lose: impl FnOnce()) -> Vec<String> {
         stats.get::<String>(name).unwrap()
     };
     let auto = element("auto");
+    auto.set_property("pipeline-depth", depth);
+    auto.set_property("similarity-filter", depth > 0);
+    auto.set_property("ssf-threshold", 1.0f64);
     let (mut harness, bus) = play(&auto);
-    harness.push(frame(0)).unwrap();
-    harness.push(frame(1)).unwrap();
+    for k in 0..first {
+        harness.push(frame(k)).unwrap();
+    }
     harness.pull().unwrap();
     assert_ne!(use_of(&auto, "device"), "CPU");
     // The thread that makes prompts ready has something on the GPU by now, and is busy with it when it happens.
     auto.set_property("prompt", "a frozen lake");
-    let waiting = (2..10_000).take_while(|_| use_of(&auto, "prompt") != "a frozen lake");
+    let waiting = (first..10_000).take_while(|_| use_of(&auto, "prompt") != "a frozen lake");
     for k in waiting {
         harness.push(frame(k)).unwrap();
     }
@@ -121,8 +133,14 @@ fn says_so_and_starts_again(lose: impl FnOnce()) -> Vec<String> {
     lose();
     auto.set_property("prompt", "a burning tree");
     // It does not go on elsewhere unasked: what was agreed on with its neighbours, and its delay, would not hold.
-    assert_eq!(harness.push(frame(10_000)), Err(gst::FlowError::Error));
+    // Frames that overlap are waited for later.
+    let pushed: Vec<_> = (0..=u64::from(depth))
+        .map(|k| harness.push(frame(10_000 + k)))
+        .collect();
+    assert!(pushed.contains(&Err(gst::FlowError::Error)), "{pushed:?}");
     let errors = said(&bus, gst::MessageType::Error);
+    let failures = pushed.iter().filter(|pushed| pushed.is_err()).count();
+    assert_eq!(errors.len(), failures, "{errors:?} for {pushed:?}");
     for part in ["ILLEGAL_ADDRESS", "NULL", "the program is started again"] {
         assert!(errors.iter().any(|text| text.contains(part)), "{errors:?}");
     }
@@ -133,8 +151,9 @@ fn says_so_and_starts_again(lose: impl FnOnce()) -> Vec<String> {
     let mut devices = Vec::new();
     for round in 0..2 {
         let (mut harness, bus) = play(&auto);
-        harness.push(frame(0)).unwrap();
-        harness.push(frame(1)).unwrap();
+        for k in 0..first {
+            harness.push(frame(k)).unwrap();
+        }
         harness.pull().unwrap();
         let warnings = said(&bus, gst::MessageType::Warning);
         let device = use_of(&auto, "device");

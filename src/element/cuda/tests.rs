@@ -259,6 +259,7 @@ twins! {
     every_format_goes_through_gpu_memory
     starting_and_stopping_leaves_nothing_behind
     frames_are_skipped_alike_at_every_depth
+    frames_that_are_read_go_back_to_their_pool
     a_gpu_that_stays_open_gets_back_what_elements_had
 }
 
@@ -580,8 +581,52 @@ fn flush_in_the_middle(machine: &Machine, depth: u32, filter: bool) {
     paint(buffer.get_mut().unwrap(), &info, 0);
     harness.push(buffer).unwrap();
     element.set_state(gst::State::Null).unwrap();
-    // All buffers are back.
-    assert!(pool.set_active(false).is_ok());
+    let_go(&pool);
+}
+
+/// That nobody has a buffer of it any more.
+#[track_caller]
+fn let_go(pool: &gst::BufferPool) {
+    pool.set_active(false).unwrap();
+    let mut config = pool.config();
+    let (caps, size, _, _) = config.params().unwrap();
+    config.set_params(caps.as_ref(), size, 0, 7);
+    // Which fails with buffers outside.
+    pool.set_config(config).unwrap();
+}
+
+/// A decoder has so many frames, and waits for one to come back.
+fn frames_that_are_read_go_back_to_their_pool(machine: &Machine) {
+    let gpu = machine.open();
+    let caps = caps("NV12", (64, 64), Memory::Cuda);
+    let info = VideoInfo::from_caps(&caps).unwrap();
+    for (depth, filter) in [(1, false), (2, false), (2, true)] {
+        let element = element("onnxruntime-cuda");
+        element.set_property("pipeline-depth", depth);
+        element.set_property("similarity-filter", filter);
+        let (pool, _) = (sharing(&gpu).pool(None, &caps, (info.size() as u32, 0, depth))).unwrap();
+        pool.set_active(true).unwrap();
+        let mut harness = Harness::with_element(&element, Some("sink"), Some("src"));
+        harness.set_sink_caps(caps.clone());
+        harness.set_src_caps(caps.clone());
+        harness.play();
+        let (pushed, through) = std::sync::mpsc::channel();
+        let (info, source) = (info.clone(), pool.clone());
+        let pushing = std::thread::spawn(move || {
+            for k in 0..12 {
+                let mut buffer = source.acquire_buffer(None).unwrap();
+                paint(buffer.get_mut().unwrap(), &info, k);
+                harness.push(buffer).unwrap();
+            }
+            let _ = pushed.send(());
+            harness
+        });
+        let through = through.recv_timeout(std::time::Duration::from_secs(60));
+        assert!(through.is_ok(), "{depth} frames are kept");
+        drop(pushing.join().unwrap());
+        element.set_state(gst::State::Null).unwrap();
+        let_go(&pool);
+    }
 }
 
 /// What is written through one map is read through the other, at the planes that metas name.

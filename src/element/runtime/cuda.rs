@@ -5,9 +5,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::{Input, LoadedModel, Output, Picture, Runtime, Written};
+use super::{Computing, Input, LoadedModel, Output, Picture, Runtime, Written};
 use crate::device::cuda::{Cuda, CudaTensor, Download, Launches, Submitted, Upload};
 use crate::device::video::{Colour, VideoLayout};
 #[cfg(feature = "tensorrt")]
@@ -26,8 +25,9 @@ pub struct CudaRuntime {
     // Before the GPU that it is on.
     loaded: Arc<Loaded<CudaModel>>,
     gpu: Arc<Gpu>,
-    /// What the GPU may still be reading.
+    /// What the GPU may still be reading, and when it has.
     reading: Vec<Mapped>,
+    read: Option<Submitted>,
 }
 
 /// A frame on its way to the GPU.
@@ -86,6 +86,7 @@ impl CudaRuntime {
             loaded,
             gpu,
             reading: Vec::new(),
+            read: None,
         })
     }
 }
@@ -131,31 +132,36 @@ impl Runtime for CudaRuntime {
                 let bytes = mapped.size();
                 // Kept until the GPU has read it, whatever happens now.
                 self.reading.push(mapped);
-                if context == cuda.context_handle() {
-                    // SAFETY: mapped in the primary context, as large as the layout says, and kept until `finish`.
-                    return unsafe { cuda.import_device(base, &layout, colour, size) };
-                }
-                // SAFETY: mapped in that context, and kept until `finish`. The copy's memory is used again only by what
-                // comes later on the stream.
-                unsafe {
-                    let copy = cuda.copy_from(context, base, bytes)?;
-                    cuda.import_device(copy.pointer(), &layout, colour, size)
-                }
+                let ours = context == cuda.context_handle();
+                // SAFETY: mapped in that context, as large as the layout says, and kept until it has been read. The copy's
+                // memory is used again only by what comes later on the stream.
+                let picture = unsafe {
+                    if ours {
+                        cuda.import_device(base, &layout, colour, size)?
+                    } else {
+                        let copy = cuda.copy_from(context, base, bytes)?;
+                        cuda.import_device(copy.pointer(), &layout, colour, size)?
+                    }
+                };
+                self.read = Some(cuda.so_far()?);
+                Ok(picture)
             }
         }
     }
 
-    fn submit(&mut self) -> Result<super::Computing> {
+    fn submit(&mut self) -> Result<Computing> {
         let submitted = self.gpu.cuda.submit()?;
-        let reading = std::mem::take(&mut self.reading);
-        Ok(super::Computing::Cuda(Box::new(Computing {
-            submitted,
-            reading,
-        })))
+        // Its producer may have few of these, and this takes no longer than to convert a frame: the rest comes behind it.
+        if let Some(read) = self.read.take() {
+            read.wait()?;
+            self.reading.clear();
+        }
+        Ok(Computing::Cuda(submitted))
     }
 
     fn finish(&mut self) -> Result<()> {
         self.gpu.cuda.finish()?;
+        self.read = None;
         self.reading.clear();
         Ok(())
     }
@@ -210,34 +216,6 @@ impl Runtime for CudaRuntime {
 pub(super) fn arrive(download: Download, buffer: &mut gst::BufferRef) -> Result<()> {
     let mut map = (buffer.map_writable()).map_err(|e| Error::engine("output", e.to_string()))?;
     download.finish(&mut map)
-}
-
-/// What the GPU is doing for a frame.
-pub struct Computing {
-    submitted: Submitted,
-    /// What it reads meanwhile.
-    reading: Vec<Mapped>,
-}
-
-impl Computing {
-    /// Whether there is nothing to wait for any more.
-    pub fn is_over(&self) -> bool {
-        self.submitted.is_over()
-    }
-
-    /// Waits until it is done; how long it took.
-    pub fn wait(self) -> Result<Option<Duration>> {
-        self.submitted.wait()
-    }
-}
-
-impl Drop for Computing {
-    fn drop(&mut self) {
-        if !self.reading.is_empty() {
-            // Whoever is told of errors has been told, or does not want to know any more.
-            let _ = self.submitted.wait();
-        }
-    }
 }
 
 impl Drop for CudaRuntime {

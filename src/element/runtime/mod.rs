@@ -14,7 +14,7 @@ use std::time::Duration;
 #[cfg(feature = "cuda")]
 use super::cuda::Gpu;
 #[cfg(feature = "cuda")]
-use crate::device::cuda::{CudaTensor, Download};
+use crate::device::cuda::{CudaTensor, Download, Submitted};
 use crate::device::{Device, HostTensor};
 #[cfg(feature = "cuda")]
 use crate::engine::cuda::CudaModel;
@@ -73,7 +73,7 @@ pub enum Computing {
     Done(Duration),
     /// A GPU is at it.
     #[cfg(feature = "cuda")]
-    Cuda(Box<cuda::Computing>),
+    Cuda(Submitted),
 }
 
 impl Computing {
@@ -82,16 +82,17 @@ impl Computing {
         match self {
             Self::Done(_) => true,
             #[cfg(feature = "cuda")]
-            Self::Cuda(computing) => computing.is_over(),
+            Self::Cuda(submitted) => submitted.is_over(),
         }
     }
 
-    /// Waits until it is done; how long it took, if that is known. No longer than a frame takes.
+    /// Waits until it is done; how long it took, if that is known, but for what was done when the picture came. No longer than a
+    /// frame takes, as nothing ends this wait.
     pub fn wait(self) -> Result<Option<Duration>> {
         match self {
             Self::Done(took) => Ok(Some(took)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(computing) => computing.wait(),
+            Self::Cuda(submitted) => submitted.wait(),
         }
     }
 }
@@ -153,7 +154,7 @@ impl Written {
         Ok(&self.buffer)
     }
 
-    /// The frame, complete, and nobody else's.
+    /// The frame, complete.
     pub fn into_buffer(mut self) -> Result<gst::Buffer> {
         self.complete()?;
         Ok(self.buffer)
