@@ -6,6 +6,7 @@
 
 mod context;
 mod frames;
+mod interpolate;
 pub mod kernels;
 mod list;
 mod peer;
@@ -28,6 +29,7 @@ use half::slice::HalfFloatSliceExt;
 use parking_lot::{Mutex, MutexGuard};
 
 pub use frames::{Download, Upload};
+pub use interpolate::Interpolated;
 pub use list::{Launches, Work};
 pub use peer::KeptContext;
 pub use tensor::{CudaTensor, Element};
