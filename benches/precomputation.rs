@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     println!("{}, {width}x{height}, {rows} rows", folder.name());
     println!("computed ahead: {}", split.precomputed());
     let prepare = |model: &OnnxModel| {
-        let text = model.encode_text(Some("a neon cat"), 1)?;
+        let text = model.encode_text(Some("a neon cat"), 1)?.into();
         let start = Instant::now();
         let contexts = model.precompute(&timesteps, &text, (shape[2], shape[3]), None)?;
         Ok((contexts, start.elapsed()))

@@ -9,6 +9,7 @@
 #include "combine.cu"
 #include "copy.cu"
 #include "cosine.cu"
+#include "interpolate.cu"
 #include "posterior.cu"
 #include "slerp.cu"
 

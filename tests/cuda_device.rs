@@ -15,11 +15,11 @@ mod twins;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gststreamdiffusion::device::cuda::{Cuda, CudaTensor, Element, Work};
+use gststreamdiffusion::device::cuda::{Cuda, CudaTensor, Element, Interpolated, Work};
 use gststreamdiffusion::device::video::{
     self, Colour, Component, Family, Matrix, PixelFormat, VideoLayout,
 };
-use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor, Update};
+use gststreamdiffusion::device::{Coefficients, Device, Host, HostTensor, Interpolation, Update};
 use gststreamdiffusion::error::Result;
 use half::f16;
 
@@ -67,6 +67,7 @@ twins! {
     pictures_are_blended_as_on_the_host
     noise_is_added_as_on_the_host
     noise_on_an_arc_is_that_of_the_host
+    texts_are_blended_as_on_the_host
     the_fused_step_is_that_of_the_host
     similarity_is_that_of_the_host
     pictures_are_compared_behind_what_is_computed
@@ -204,7 +205,6 @@ fn noise_is_added_as_on_the_host(gpu: &Cuda) {
     }
 }
 
-/// Three slots of one shape through `steps` fused steps on `device`.
 fn noise_on_an_arc_is_that_of_the_host(gpu: &Cuda) {
     for shape in SHAPES {
         let count = shape.iter().product();
@@ -220,6 +220,90 @@ fn noise_on_an_arc_is_that_of_the_host(gpu: &Cuda) {
     }
 }
 
+/// Tensors of several shapes and types at once; again with other shares, when it is a graph.
+fn texts_are_blended_as_on_the_host(gpu: &Cuda) {
+    const TEXTS: [(&[usize], Element); 4] = [
+        (&[1, 5, 24], Element::F16),
+        (&[1, 37], Element::F32),
+        (&[2, 3, 7], Element::F16),
+        (&[1, 0, 8], Element::F32),
+    ];
+    let ends = TEXTS.map(|(shape, _)| {
+        let count = shape.iter().product();
+        [31, 32].map(|seed| HostTensor::new(shape, values(count, seed)))
+    });
+    let up = |end: &HostTensor| {
+        gpu.upload_as(end.shape(), end.data(), Element::F32)
+            .unwrap()
+    };
+    let on_gpu = ends.each_ref().map(|ends| ends.each_ref().map(up));
+    let launched = gpu.launches();
+    for i in 0..8 {
+        let how = [Interpolation::Linear, Interpolation::Spherical];
+        let of = |text: usize| (f64::from(i) / 7.0, how[(i as usize + text) % 2]);
+        let wanted = on_gpu.iter().zip(TEXTS).enumerate();
+        let wanted: Vec<_> = wanted
+            .map(|(text, ([from, to], (shape, element)))| Interpolated {
+                from: from.clone(),
+                to: to.clone(),
+                share: of(text).0,
+                how: of(text).1,
+                // Whatever its shape: as long as they are.
+                out: gpu.empty(&[shape.iter().product()], element).unwrap(),
+            })
+            .collect();
+        gpu.interpolate(&wanted).unwrap();
+        for (text, (wanted, [a, b])) in wanted.iter().zip(&ends).enumerate() {
+            let (share, how) = of(text);
+            let found = gpu.download(&wanted.out).unwrap();
+            let expected = how.between(a, b, share).into_data();
+            close(&found, &HostTensor::new(&[expected.len()], expected));
+        }
+    }
+    assert!(gpu.launches().graphs > launched.graphs);
+
+    // What is noted down is kept until it is done, whoever else lets go of it.
+    let [from, to] = ends[0].each_ref().map(up);
+    let out = gpu.empty(from.shape(), Element::F32).unwrap();
+    let wanted = Interpolated {
+        from,
+        to,
+        share: 0.5,
+        how: Interpolation::Linear,
+        out: out.clone(),
+    };
+    gpu.interpolate(&[wanted]).unwrap();
+    let others: Vec<_> = (0..2).map(|_| up(&ends[0][0])).collect();
+    let [a, b] = &ends[0];
+    close(
+        &gpu.download(&out).unwrap(),
+        &Interpolation::Linear.between(a, b, 0.5),
+    );
+    drop(others);
+
+    let [[from, to], [other, _], ..] = &on_gpu;
+    let half = gpu.upload(from.shape(), ends[0][0].data()).unwrap();
+    let out = |count, element| gpu.empty(&[count], element).unwrap();
+    for (from, to, out) in [
+        (from, other, out(120, Element::F16)),
+        (from, to, out(119, Element::F16)),
+        (from, to, out(120, Element::I64)),
+        (from, &half, out(120, Element::F16)),
+    ] {
+        let wanted = Interpolated {
+            from: from.clone(),
+            to: to.clone(),
+            share: 0.5,
+            how: Interpolation::Linear,
+            out,
+        };
+        let error = gpu.interpolate(&[wanted]).unwrap_err().to_string();
+        assert!(error.contains("lies between"), "{error}");
+    }
+    assert!(Cuda::interpolates(Element::F16) && !Cuda::interpolates(Element::I32));
+}
+
+/// Three slots of one shape through `steps` fused steps on `device`.
 fn stepped<D: Device>(device: &D, shape: [usize; 4], steps: usize) -> Result<Vec<D::Tensor>> {
     let count = shape.iter().product::<usize>();
     let tensor = |seed| device.upload(&shape, &values(count, seed));

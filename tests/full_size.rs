@@ -24,7 +24,7 @@ fn outputs(folder: &ModelFolder, model: &OnnxModel, side: usize) -> (Vec<f32>, f
     let noise = TorchGenerator::new(0).randn(TIMESTEPS.len() * size);
     let text = model.encode_text(Some("a painting of a lake"), 1).unwrap();
     let contexts = model
-        .precompute(&TIMESTEPS, &text, (side, side), None)
+        .precompute(&TIMESTEPS, &text.into(), (side, side), None)
         .unwrap();
     let samples: Vec<_> = noise
         .chunks(size)

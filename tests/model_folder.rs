@@ -1035,7 +1035,8 @@ fn denoise(model: &OnnxModel, rows: &[Row]) -> gststreamdiffusion::error::Result
             let text = Text {
                 embedding: (*text).clone(),
                 pooled: None,
-            };
+            }
+            .into();
             let size = (sample.shape()[2], sample.shape()[3]);
             Ok(model.precompute(&[*timestep], &text, size, None)?.remove(0))
         })

@@ -18,15 +18,15 @@ mod twins;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use common::{Folder, copy, data, parity};
 use gststreamdiffusion::device::cuda::{Cuda, CudaTensor};
-use gststreamdiffusion::device::{Device, HostTensor};
+use gststreamdiffusion::device::{Device, HostTensor, Interpolation};
 use gststreamdiffusion::engine::cuda::{CudaModel, Kept};
 use gststreamdiffusion::engine::onnxruntime::{self, Context, OnnxModel};
-use gststreamdiffusion::engine::{Denoise, Model, Text};
+use gststreamdiffusion::engine::{Between, Denoise, Model, Text, Wording};
 use gststreamdiffusion::model::ModelFolder;
 use half::f16;
 use parking_lot::{Mutex, MutexGuard};
@@ -98,6 +98,7 @@ twins! {
     frames_of_a_graph_are_those_of_the_first_frames_and_memory_does_not_grow
     threads_share_a_model
     prompts_change_while_frames_run
+    memory_does_not_grow_between_prompts
 }
 
 /// A model on the host and on the GPU.
@@ -164,11 +165,17 @@ impl Pair {
         pair
     }
 
-    /// Texts of as many chunks each: a prompt, a negative prompt, and none.
-    fn texts(&self, chunks: usize) -> Vec<Text<HostTensor>> {
-        [Some("a neon cat"), Some("ink, blurry"), None]
-            .map(|text| self.host.encode_text(text, chunks).unwrap())
-            .into()
+    /// Texts of as many chunks each: a prompt, a negative prompt, none, and two on the way from one to another.
+    fn texts(&self, chunks: usize) -> Vec<Wording> {
+        let texts = [Some("a neon cat"), Some("ink, blurry"), None];
+        let texts = texts.map(|text| Arc::new(self.host.encode_text(text, chunks).unwrap()));
+        let [cat, ink, none] = &texts;
+        let ways = [
+            between(cat, ink, 0.3, Interpolation::Linear),
+            between(none, cat, 0.8, Interpolation::Spherical),
+        ];
+        let texts = texts.iter().cloned().map(Wording::from);
+        texts.chain(ways).collect()
     }
 
     /// The least height and width of latents; four times that for graphs that were made faster. At two by two, groups of four
@@ -229,7 +236,7 @@ impl Pair {
         found.iter().map(|x| cuda.download(x).unwrap()).collect()
     }
 
-    fn contexts<M: Model>(&self, model: &M, texts: &[Text<HostTensor>]) -> Vec<Vec<M::Context>> {
+    fn contexts<M: Model>(&self, model: &M, texts: &[Wording]) -> Vec<Vec<M::Context>> {
         let of = |text| {
             model
                 .precompute(&TIMESTEPS, text, self.size(), None)
@@ -244,6 +251,9 @@ impl Pair {
         for chunks in 1..=self.host.limits().chunks.unwrap_or(2) {
             let texts = self.texts(chunks);
             let given = self.contexts(&self.gpu, &texts);
+            // Those of contexts that stay on the GPU are blended there.
+            let through = self.gpu.precomputed().contains("main memory");
+            assert_eq!(any_blended(&texts), through, "{}", self.name);
             let whole = self.contexts(&self.host, &texts);
             for (frames, count) in [1, 2]
                 .into_iter()
@@ -267,6 +277,25 @@ impl Pair {
     }
 }
 
+/// What lies between two texts.
+fn between(
+    from: &Arc<Text<HostTensor>>,
+    to: &Arc<Text<HostTensor>>,
+    share: f64,
+    how: Interpolation,
+) -> Wording {
+    let ends = [from.clone(), to.clone()];
+    Wording::Between(Arc::new(Between::new(ends, share, how)))
+}
+
+/// Whether any of these texts was blended in main memory.
+fn any_blended(texts: &[Wording]) -> bool {
+    texts.iter().any(|text| match text {
+        Wording::Between(between) => between.is_blended(),
+        Wording::Text(_) => false,
+    })
+}
+
 /// What a row of a call is: its frames, its timestep as an index into [`TIMESTEPS`], its text.
 struct Row {
     frames: HostTensor,
@@ -288,6 +317,8 @@ fn rows(pair: &Pair, frames: usize, count: usize) -> Vec<Row> {
         (3, 1),
         (2, 0),
         (1, 2),
+        (0, 3),
+        (2, 4),
     ];
     let rows = kinds.into_iter().zip(1..).take(count);
     rows.map(|((timestep, text), seed)| Row {
@@ -348,9 +379,9 @@ fn unets_of_all_architectures(Gpu { cuda, .. }: &Gpu) {
     for folder in tiny_models() {
         for split in [true, false] {
             let pair = Pair::open(cuda, &folder, split).faster();
-            pair.agrees(cuda, &[1, 4, 10]);
+            pair.agrees(cuda, &[1, 4, 12]);
         }
-        Pair::open_exported(cuda, &folder).agrees(cuda, &[1, 4, 10]);
+        Pair::open_exported(cuda, &folder).agrees(cuda, &[1, 4, 12]);
     }
 }
 
@@ -358,7 +389,7 @@ fn unets_of_the_parity_and_the_demo_model(Gpu { cuda, .. }: &Gpu) {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     for folder in [parity(), demo] {
         let pair = Pair::open(cuda, &folder, true).faster();
-        pair.agrees(cuda, &[1, 10]);
+        pair.agrees(cuda, &[1, 12]);
     }
 }
 
@@ -386,7 +417,7 @@ fn a_batch_that_the_graph_fixes(Gpu { cuda, .. }: &Gpu) {
     copy(&data("models/sd1"), folder.path());
     copy(&data("models/sd1-batch-2/unet"), &folder.file("unet"));
     for split in [true, false] {
-        Pair::open(cuda, folder.path(), split).agrees(cuda, &[1, 2, 3, 10]);
+        Pair::open(cuda, folder.path(), split).agrees(cuda, &[1, 2, 3, 12]);
     }
 }
 
@@ -623,6 +654,7 @@ fn prompts_change_while_frames_run(Gpu { cuda, .. }: &Gpu) {
                     .gpu
                     .encode_text(Some(&format!("picture {i}")), 1)
                     .unwrap();
+                let text = Wording::from(text);
                 let contexts = pair.contexts(&pair.gpu, std::slice::from_ref(&text));
                 let whole = pair.contexts(&pair.host, &[text]);
                 let rows = rows(pair, 1, 4);
@@ -645,6 +677,41 @@ fn prompts_change_while_frames_run(Gpu { cuda, .. }: &Gpu) {
         }
         prompts.join().unwrap();
     });
+}
+
+/// From prompt to prompt, with both ends in device memory: of a split U-Net with pooled embeddings, and of a whole one.
+fn memory_does_not_grow_between_prompts(Gpu { cuda, .. }: &Gpu) {
+    for (folder, split) in [("models/sdxl", true), ("models/sd1", false)] {
+        let pair = Pair::open(cuda, &data(folder), split);
+        let text = |i: usize| {
+            let text = pair.host.encode_text(Some(&format!("picture {i}")), 1);
+            Arc::new(text.unwrap())
+        };
+        let (mut from, mut allocated) = (text(0), 0);
+        for prompt in 1..16 {
+            let to = text(prompt);
+            for frame in 1..5 {
+                let how = match frame % 2 {
+                    0 => Interpolation::Linear,
+                    _ => Interpolation::Spherical,
+                };
+                let texts = [between(&from, &to, f64::from(frame) / 5.0, how)];
+                let given = pair.contexts(&pair.gpu, &texts);
+                assert!(!any_blended(&texts));
+                let rows = rows(&pair, 1, 2);
+                let found = pair.found(cuda, &given, &rows);
+                let whole = pair.contexts(&pair.host, &texts);
+                let difference = difference(&found, &pair.expected(&whole, &rows));
+                let most = tolerance();
+                assert!(difference <= most, "{prompt}, {frame}: {difference:.1e}");
+            }
+            match prompt {
+                ..7 => allocated = cuda.allocated(),
+                _ => assert_eq!(cuda.allocated(), allocated, "{folder}, prompt {prompt}"),
+            }
+            from = to;
+        }
+    }
 }
 
 /// A U-Net halves its latents, and these cannot be: the context is lost, as by a kernel that fails, and then there is a new one.
@@ -688,7 +755,7 @@ fn a_run_that_fails_is_told_on_the_stand_in() {
 fn time(cuda: &Cuda, pair: &Pair, rows: usize, side: usize) -> [f64; 2] {
     let scale = pair.host.limits().latent_scale;
     let size = (side / scale, side / scale);
-    let text = pair.gpu.encode_text(Some("a neon cat"), 1).unwrap();
+    let text = pair.gpu.encode_text(Some("a neon cat"), 1).unwrap().into();
     let timesteps: Vec<u32> = (0..rows as u32).map(|i| 40 + 90 * i).collect();
     let contexts = pair.gpu.precompute(&timesteps, &text, size, None).unwrap();
     let pictures = upload(cuda, &noise(&[1, 3, side, side], 1.0, 1));
@@ -749,22 +816,24 @@ fn a_model_of_yours() {
         );
     }
     // What every frame of a transition from one prompt to another costs beside the frame itself.
-    let mut times: Vec<_> = (0..40)
-        .map(|i| {
-            let (started, text) = (Instant::now(), &texts[i % 2]);
-            let size = (side / 8, side / 8);
-            let made = pair.gpu.precompute(&[499], text, size, None).unwrap();
-            cuda.finish().unwrap();
-            (started.elapsed().as_secs_f64() * 1e3, made[0].bytes())
-        })
-        .collect();
-    times.sort_by(|a, b| a.0.total_cmp(&b.0));
-    println!(
-        "contexts of a text at one timestep, {:.1} MB: {:.2} ms ({:.2} at best)",
-        times[0].1 as f64 / 1e6,
-        times[20].0,
-        times[0].0
-    );
+    for how in [Interpolation::Linear, Interpolation::Spherical] {
+        let mut times: Vec<_> = (0..40)
+            .map(|i| {
+                let (started, size) = (Instant::now(), (side / 8, side / 8));
+                let text = between(texts[0].text(), texts[1].text(), i as f64 / 40.0, how);
+                let made = pair.gpu.precompute(&[499], &text, size, None).unwrap();
+                cuda.finish().unwrap();
+                (started.elapsed().as_secs_f64() * 1e3, made[0].bytes())
+            })
+            .collect();
+        times.sort_by(|a, b| a.0.total_cmp(&b.0));
+        println!(
+            "contexts of a text on its way ({how:?}) at one timestep, {:.1} MB: {:.2} ms ({:.2} at best)",
+            times[0].1 as f64 / 1e6,
+            times[20].0,
+            times[0].0
+        );
+    }
     let (free, total) = cuda.memory().unwrap();
     println!("{} of {} MB in use", (total - free) >> 20, total >> 20);
     // Sums in f16 differ by that, in a model of hundreds of layers.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use common::{Folder, copy, data, parity};
 use gststreamdiffusion::device::HostTensor;
 use gststreamdiffusion::engine::onnxruntime::{Context, OnnxModel};
-use gststreamdiffusion::engine::{Denoise, Model, Text};
+use gststreamdiffusion::engine::{Denoise, Model, Wording};
 use gststreamdiffusion::model::ModelFolder;
 
 /// Largest difference allowed, as a share of the largest value.
@@ -50,7 +50,7 @@ fn latents(
 /// Contexts of `text` at all [`TIMESTEPS`], asked for together or one by one, in which case they share nothing.
 fn contexts(
     model: &OnnxModel,
-    text: &Text<HostTensor>,
+    text: &Wording,
     size: (usize, usize),
     together: bool,
 ) -> Vec<Context> {
@@ -69,12 +69,7 @@ fn contexts(
 }
 
 /// What `model` makes of `rows` in one call.
-fn predict(
-    model: &OnnxModel,
-    texts: &[Text<HostTensor>],
-    rows: &[Row],
-    together: bool,
-) -> Vec<HostTensor> {
+fn predict(model: &OnnxModel, texts: &[Wording], rows: &[Row], together: bool) -> Vec<HostTensor> {
     let size = (rows[0].frames.shape()[2], rows[0].frames.shape()[3]);
     let contexts: Vec<_> = texts
         .iter()
@@ -91,11 +86,7 @@ fn predict(
 }
 
 /// The same by one call for each frame.
-fn predict_one_by_one(
-    model: &OnnxModel,
-    texts: &[Text<HostTensor>],
-    rows: &[Row],
-) -> Vec<HostTensor> {
+fn predict_one_by_one(model: &OnnxModel, texts: &[Wording], rows: &[Row]) -> Vec<HostTensor> {
     rows.iter()
         .map(|row| {
             let shape = row.frames.shape();
@@ -156,9 +147,9 @@ fn open(folder: &Path, split: bool) -> OnnxModel {
 }
 
 /// Texts of as many chunks each: a prompt, a negative prompt, and none.
-fn texts(model: &OnnxModel, chunks: usize) -> Vec<Text<HostTensor>> {
+fn texts(model: &OnnxModel, chunks: usize) -> Vec<Wording> {
     [Some("a neon cat"), Some("ink, blurry"), None]
-        .map(|text| model.encode_text(text, chunks).unwrap())
+        .map(|text| model.encode_text(text, chunks).unwrap().into())
         .into()
 }
 

@@ -328,7 +328,7 @@ mod on_a_gpu {
     use gststreamdiffusion::engine::cuda::CudaModel;
     use gststreamdiffusion::engine::onnxruntime::OnnxModel;
     use gststreamdiffusion::engine::tensorrt;
-    use gststreamdiffusion::engine::{Denoise, Model, Text};
+    use gststreamdiffusion::engine::{Denoise, Model, Wording};
     use half::f16;
     use parking_lot::MutexGuard;
 
@@ -402,8 +402,8 @@ mod on_a_gpu {
             )
         }
 
-        fn texts(&self) -> Vec<Text<HostTensor>> {
-            let text = |text| self.host.encode_text(text, 1).unwrap();
+        fn texts(&self) -> Vec<Wording> {
+            let text = |text| self.host.encode_text(text, 1).unwrap().into();
             vec![
                 text(Some("a neon cat")),
                 text(Some("ink, blurry")),

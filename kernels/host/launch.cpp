@@ -43,6 +43,8 @@ static const struct {
     ROWS(cosine, CosineRow, true),
     ROWS(slerp, SlerpRow, false),
     ROWS(blend, BlendRow, false),
+    ROWS(interpolate_f16, InterpolateRow, true),
+    ROWS(interpolate_f32, InterpolateRow, true),
     VALUE(frame_to_tensor, FrameToTensor, true),
     VALUE(tensor_to_frame, TensorToFrame, true),
     VALUE(tensor_to_larger_frame, TensorToFrame, true),

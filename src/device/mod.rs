@@ -4,9 +4,11 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod host;
+mod interpolation;
 pub mod video;
 
 pub use host::{Host, HostTensor};
+pub use interpolation::Interpolation;
 
 use std::time::Duration;
 

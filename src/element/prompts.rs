@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::device::HostTensor;
-    use crate::engine::{Denoise, Limits, Text};
+    use crate::engine::{Denoise, Limits, Text, Wording};
 
     /// Encodes texts when it is let; panics at one that says so.
     struct Slow {
@@ -303,7 +303,7 @@ mod tests {
         fn precompute(
             &self,
             timesteps: &[u32],
-            _: &Text<HostTensor>,
+            _: &Wording,
             _: (usize, usize),
             _: Option<&()>,
         ) -> Result<Vec<()>> {

@@ -9,8 +9,10 @@ pub mod onnxruntime;
 pub mod shared;
 #[cfg(feature = "tensorrt")]
 pub mod tensorrt;
+mod text;
 
 pub use built::{BuildProgress, Built, Calls};
+pub use text::{Between, Blend, Numbers, Part, Text, Wording};
 
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
@@ -30,15 +32,6 @@ pub fn patient() -> Result<()> {
 /// Says nothing of what is loaded.
 pub fn silent(_: Component) -> Result<()> {
     Ok(())
-}
-
-/// An encoded text.
-#[derive(Debug, Clone)]
-pub struct Text<T> {
-    /// Embedding `[1, L, D]`, L being whole chunks of the text encoder's length.
-    pub embedding: T,
-    /// Pooled embedding `[1, P]`, where the U-Net wants one.
-    pub pooled: Option<T>,
 }
 
 /// One row group of a U-Net call: `f` frames that share step and text.
@@ -124,11 +117,11 @@ pub trait Model: Send + Sync + 'static {
 
     /// What rows with `text` need at each of `timesteps` (in the scheduler's training steps, 0…999), for latents of
     /// `size` (height, width). What does not depend on the timestep is shared with `like`, a context of the same text
-    /// and size, and among those that are made.
+    /// and size, and among those that are made. A text between two may be blended on the device.
     fn precompute(
         &self,
         timesteps: &[u32],
-        text: &Text<HostTensor>,
+        text: &Wording,
         size: (usize, usize),
         like: Option<&Self::Context>,
     ) -> Result<Vec<Self::Context>>;

@@ -1,9 +1,6 @@
 //! Pre-computation: what the U-Net needs beside the latent, once per prompt and step list instead of once per frame.
 
-use std::sync::Arc;
-
-use crate::device::HostTensor;
-use crate::engine::{Model, Text};
+use crate::engine::{Model, Wording};
 use crate::error::{Error, Result};
 
 /// Timesteps whose contexts are kept: a whole schedule as a rule, since those of one text share most of what they hold.
@@ -22,7 +19,7 @@ pub struct Needs {
 
 /// The contexts of one text, by timestep.
 pub struct Contexts<M: Model> {
-    text: Arc<Text<HostTensor>>,
+    wording: Wording,
     /// Height and width of the latents that `ready` is for.
     size: (usize, usize),
     /// The newest at the back.
@@ -32,7 +29,7 @@ pub struct Contexts<M: Model> {
 impl<M: Model> Clone for Contexts<M> {
     fn clone(&self) -> Self {
         Self {
-            text: self.text.clone(),
+            wording: self.wording.clone(),
             size: self.size,
             ready: self.ready.clone(),
         }
@@ -40,28 +37,28 @@ impl<M: Model> Clone for Contexts<M> {
 }
 
 impl<M: Model> Contexts<M> {
-    /// None yet, of `text`.
-    pub fn new(text: Arc<Text<HostTensor>>) -> Self {
+    /// None yet, of this text.
+    pub fn new(wording: impl Into<Wording>) -> Self {
         Self {
-            text,
+            wording: wording.into(),
             size: (0, 0),
             ready: Vec::new(),
         }
     }
 
     /// The text.
-    pub fn text(&self) -> &Arc<Text<HostTensor>> {
-        &self.text
+    pub fn wording(&self) -> &Wording {
+        &self.wording
     }
 
     /// The length of the text, in tokens.
     pub fn tokens(&self) -> usize {
-        self.text.embedding.shape().get(1).copied().unwrap_or(0)
+        self.wording.tokens()
     }
 
     /// What `before` has ready serves here too, if the text is the same and nothing is ready yet.
     pub fn inherit(&mut self, before: &Self) {
-        if self.ready.is_empty() && Arc::ptr_eq(&self.text, &before.text) {
+        if self.ready.is_empty() && self.wording.is(&before.wording) {
             self.clone_from(before);
         }
     }
@@ -80,7 +77,7 @@ impl<M: Model> Contexts<M> {
             return Ok(());
         }
         let like = self.ready.first().map(|(_, context)| context);
-        let made = model.precompute(&missing, &self.text, self.size, like)?;
+        let made = model.precompute(&missing, &self.wording, self.size, like)?;
         if made.len() != missing.len() {
             return Err(Error::engine("unet", "gave fewer contexts than timesteps"));
         }

@@ -1,48 +1,10 @@
-//! What lies between vectors, and so between texts.
+//! Mixes of several texts.
 
 use crate::device::HostTensor;
-use crate::device::host::arc::{slerp, weighted};
+pub use crate::device::Interpolation;
 use crate::engine::Text;
 
-/// How vectors are blended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Interpolation {
-    /// Along the straight line: weighted means.
-    #[default]
-    Linear,
-    /// Along the arc, so that lengths are kept where both ends have the same.
-    Spherical,
-}
-
 impl Interpolation {
-    /// The text at `share` (0…1) of the way from `a` to `b`, which have one shape. Tokens are blended each by itself, as
-    /// their lengths differ much: the start token's would rule the angle between whole texts.
-    pub fn between(
-        self,
-        a: &Text<HostTensor>,
-        b: &Text<HostTensor>,
-        share: f64,
-    ) -> Text<HostTensor> {
-        let tensor = |a: &HostTensor, b: &HostTensor| {
-            let data = match self {
-                Self::Linear => weighted(a.data(), b.data(), 1.0 - share, share),
-                Self::Spherical => {
-                    let width = a.shape().last().copied().unwrap_or(1).max(1);
-                    let rows = a.data().chunks(width).zip(b.data().chunks(width));
-                    rows.flat_map(|(a, b)| slerp(a, b, share)).collect()
-                }
-            };
-            HostTensor::new(a.shape(), data)
-        };
-        Text {
-            embedding: tensor(&a.embedding, &b.embedding),
-            pooled: match (&a.pooled, &b.pooled) {
-                (Some(a), Some(b)) => Some(tensor(a, b)),
-                (pooled, _) => pooled.clone(),
-            },
-        }
-    }
-
     /// The mix of `parts`, texts of one shape with their shares, which add up to 1; `None` of none. The arc of more than two
     /// is gone along one after the other: each text takes its share of what came before it.
     pub fn mix(self, parts: &[(f64, &Text<HostTensor>)]) -> Option<Text<HostTensor>> {
@@ -53,7 +15,7 @@ impl Interpolation {
             sum += share;
             // Shares that are next to nothing may add up to nothing.
             if sum > 0.0 {
-                mixed = self.between(&mixed, text, share / sum);
+                mixed = Text::between(&mixed, text, share / sum, self);
             }
         }
         Some(mixed)
@@ -78,16 +40,6 @@ mod tests {
             text([-0.5, 1.0, 3.0, 9.0, -4.0, 1.0], [-1.0, 2.0]),
             text([0.25, -2.0, 0.5, 1.0, 1.0, 8.0], [0.5, -0.5]),
         ]
-    }
-
-    /// scipy.spatial.geometric_slerp([1, 0], [0, 1], 1/3) and the weighted mean for parallel vectors.
-    #[test]
-    fn slerp_is_on_the_arc() {
-        let third = slerp(&[1.0, 0.0], &[0.0, 1.0], 1.0 / 3.0);
-        assert!(close(&third, &[0.866025, 0.5]));
-        assert!(close(&slerp(&[1.0, 1.0], &[2.0, 2.0], 0.5), &[1.5, 1.5]));
-        assert!(close(&slerp(&[0.0, 0.0], &[2.0, 4.0], 0.25), &[0.5, 1.0]));
-        assert!(close(&slerp(&[1.0, 0.0], &[-1.0, 0.0], 0.25), &[0.5, 0.0]));
     }
 
     /// The numbers of tools/reference/prompt_mixes.py.
@@ -141,7 +93,7 @@ mod tests {
         let [a, b, _] = texts();
         for interpolation in [Interpolation::Linear, Interpolation::Spherical] {
             for (share, end) in [(0.0, &a), (1.0, &b)] {
-                let text = interpolation.between(&a, &b, share);
+                let text = Text::between(&a, &b, share, interpolation);
                 assert_eq!(text.embedding, end.embedding);
                 assert_eq!(text.pooled, end.pooled);
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Conditioning, Contexts, Interpolation};
 use crate::device::HostTensor;
-use crate::engine::{Model, Text};
+use crate::engine::{Between, Model, Text, Wording};
 
 /// What a text in fewer chunks is filled up with to more: the encoding of an empty chunk.
 pub type Filler = Arc<Text<HostTensor>>;
@@ -27,12 +27,26 @@ impl<M: Model> Clone for Target<M> {
 }
 
 impl<M: Model> Target<M> {
+    fn in_force(&self) -> InForce<M> {
+        InForce {
+            conditioning: self.conditioning.clone(),
+            fillers: self.fillers.clone().map(Wording::from),
+        }
+    }
+}
+
+/// What the stream has, and what its texts are filled up with.
+struct InForce<M: Model> {
+    conditioning: Conditioning<M>,
+    fillers: [Wording; 2],
+}
+
+impl<M: Model> InForce<M> {
+    /// Prompt and negative prompt as ends of a way. What is on a way itself is blended here, once.
     fn ends(&self) -> [End; 2] {
-        let [prompt, negative] = self.fillers.clone();
-        [
-            (self.conditioning.prompt.text().clone(), prompt),
-            (self.conditioning.negative.text().clone(), negative),
-        ]
+        let Conditioning { prompt, negative } = &self.conditioning;
+        let wordings = [prompt.wording(), negative.wording()];
+        [0, 1].map(|i| (wordings[i].text().clone(), self.fillers[i].text().clone()))
     }
 }
 
@@ -44,7 +58,7 @@ pub struct Morph<M: Model> {
     /// What was decided on last.
     target: Target<M>,
     /// What the stream has; the target's unless something is under way.
-    in_force: Target<M>,
+    in_force: InForce<M>,
     way: Option<Way>,
     /// The time of the last frame, where it had one.
     now: Option<u64>,
@@ -65,7 +79,7 @@ impl<M: Model> Morph<M> {
     /// With `target` in force at once.
     pub fn new(target: Target<M>) -> Self {
         Self {
-            in_force: target.clone(),
+            in_force: target.in_force(),
             target,
             way: None,
             now: None,
@@ -86,11 +100,14 @@ impl<M: Model> Morph<M> {
         self.advance(now, interpolation);
         self.way = match length {
             0 => {
-                self.in_force = target.clone();
+                self.in_force = target.in_force();
                 self.fresh = true;
                 None
             }
-            _ => Some(Way::new(self.in_force.ends(), target.ends(), length)),
+            _ => {
+                let (from, to) = (self.in_force.ends(), target.in_force().ends());
+                Some(Way::new(from, to, length))
+            }
         };
         self.target = target;
     }
@@ -133,10 +150,10 @@ impl<M: Model> Morph<M> {
         way.gone = way.gone.saturating_add(gone);
         if way.gone >= way.length {
             self.way = None;
-            self.in_force = self.target.clone();
+            self.in_force = self.target.in_force();
             self.fresh = true;
         } else if gone > 0 {
-            self.in_force = way.target(&self.target, &self.in_force, interpolation);
+            self.in_force = way.in_force(&self.target, &self.in_force, interpolation);
             self.fresh = true;
         }
     }
@@ -163,34 +180,35 @@ impl Way {
         }
     }
 
-    /// What is in force at this point of it. What does not change on it keeps its contexts.
-    fn target<M: Model>(
+    /// What is in force at this point of it. What does not change on it keeps its contexts; what does is not blended here.
+    fn in_force<M: Model>(
         &self,
         end: &Target<M>,
-        before: &Target<M>,
+        before: &InForce<M>,
         interpolation: Interpolation,
-    ) -> Target<M> {
+    ) -> InForce<M> {
         let share = self.gone as f64 / self.length as f64;
         let blend = |a: &Arc<Text<_>>, b: &Arc<Text<_>>| match Arc::ptr_eq(a, b) {
-            true => a.clone(),
-            false => Arc::new(interpolation.between(a, b, share)),
+            true => Wording::Text(a.clone()),
+            false => {
+                let between = Between::new([a.clone(), b.clone()], share, interpolation);
+                Wording::Between(Arc::new(between))
+            }
         };
         let [prompt, negative] = [0, 1].map(|i| {
             let (text, filler) = &self.from[i];
             let (to, to_filler) = &self.to[i];
             (blend(text, to), blend(filler, to_filler))
         });
-        let known = |text: &Arc<Text<_>>, ends: [&Contexts<M>; 2]| {
-            let known = ends.into_iter().find(|end| Arc::ptr_eq(end.text(), text));
-            known
-                .cloned()
-                .unwrap_or_else(|| Contexts::new(text.clone()))
+        let known = |wording: Wording, ends: [&Contexts<M>; 2]| {
+            let known = ends.into_iter().find(|end| end.wording().is(&wording));
+            known.cloned().unwrap_or_else(|| Contexts::new(wording))
         };
         let (end, before) = (&end.conditioning, &before.conditioning);
-        Target {
+        InForce {
             conditioning: Conditioning {
-                prompt: known(&prompt.0, [&before.prompt, &end.prompt]),
-                negative: known(&negative.0, [&before.negative, &end.negative]),
+                prompt: known(prompt.0, [&before.prompt, &end.prompt]),
+                negative: known(negative.0, [&before.negative, &end.negative]),
             },
             fillers: [prompt.1, negative.1],
         }
@@ -244,7 +262,7 @@ mod tests {
     }
 
     fn values(contexts: &Contexts<Scalar>) -> &[f32] {
-        contexts.text().embedding.data()
+        contexts.wording().text().embedding.data()
     }
 
     /// The prompt of the frame at this time, if it is another one than the frame before had.
@@ -265,8 +283,8 @@ mod tests {
         assert_eq!(prompt(&mut morph, 130), None);
         assert_eq!(prompt(&mut morph, 150), Some(vec![2.5]));
         assert_eq!(prompt(&mut morph, 160), Some(vec![3.0]));
-        let text = morph.target().conditioning.prompt.text();
-        assert!(Arc::ptr_eq(morph.in_force().prompt.text(), text));
+        let text = morph.target().conditioning.prompt.wording();
+        assert!(morph.in_force().prompt.wording().is(text));
         assert_eq!(prompt(&mut morph, 170), None);
     }
 
@@ -317,11 +335,8 @@ mod tests {
         let conditioning = morph.at(Some(10), LINEAR).unwrap();
         assert_eq!(values(&conditioning.negative), [2.5]);
         let end = &morph.target().conditioning;
-        assert!(Arc::ptr_eq(conditioning.prompt.text(), end.prompt.text()));
-        assert!(!Arc::ptr_eq(
-            conditioning.negative.text(),
-            end.negative.text()
-        ));
+        assert!(conditioning.prompt.wording().is(end.prompt.wording()));
+        assert!(!conditioning.negative.wording().is(end.negative.wording()));
     }
 
     /// Texts of other lengths are filled up with what an empty chunk is encoded as, half-way texts with half-way ones.
@@ -346,7 +361,7 @@ mod tests {
         assert_eq!(values(&half.prompt), [2.0, 8.5, 10.5]);
         assert_eq!(values(&half.negative), [2.0, -9.0, -9.0]);
         let later = morph.at(Some(130), LINEAR).unwrap();
-        assert!(Arc::ptr_eq(half.negative.text(), later.negative.text()));
+        assert!(half.negative.wording().is(later.negative.wording()));
         assert_eq!(prompt(&mut morph, 140), Some(vec![0.0]));
     }
 }

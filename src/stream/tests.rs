@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::device::{Host, HostTensor};
-use crate::engine::{Denoise, Limits, Text};
+use crate::engine::{Denoise, Limits, Text, Wording};
 
 /// One latent value per frame: the picture's first channel. The U-Net is `0.5·x + text − 0.0005·t`.
 #[derive(Default)]
@@ -59,12 +59,12 @@ impl Model for Scalar {
     fn precompute(
         &self,
         timesteps: &[u32],
-        text: &Text<HostTensor>,
+        wording: &Wording,
         size: (usize, usize),
         like: Option<&(u32, f32)>,
     ) -> Result<Vec<(u32, f32)>> {
         assert_eq!(size, (1, 1));
-        let text = text.embedding.data()[0];
+        let text = wording.text().embedding.data()[0];
         let mut precomputed = self.precomputed.lock().unwrap();
         precomputed.push((timesteps.to_vec(), text));
         assert!(like.is_none_or(|like| like.1 == text));

@@ -2,8 +2,8 @@
 
 use cudarc::driver::{result, sys};
 use gststreamdiffusion::device::cuda::kernels::{
-    COSINE_PARTIAL_BYTES, CombineRow, CopyRow, CosineRow, Element, FrameToTensor, Kernel, Row,
-    TensorToFrame,
+    COSINE_PARTIAL_BYTES, CombineRow, CopyRow, CosineRow, Element, FrameToTensor, InterpolateRow,
+    Kernel, Row, TensorToFrame,
 };
 use gststreamdiffusion::device::video::{Colour, PixelFormat, Siting, VideoLayout};
 use gststreamdiffusion::error::Result;
@@ -152,6 +152,44 @@ fn bandwidth() {
         k.launch(Kernel::Combine, stream, rows.0, 4, len as u32)
     });
     report("fused step, 4 slots of 4x64x64", 4 * 10 * len, time);
+    texts(gpu);
+}
+
+/// Texts of one chunk, as the architectures have them, and of several.
+fn texts(gpu: &Gpu) {
+    let stream = gpu.stream.cu_stream();
+    let k = &gpu.kernels;
+    for (name, tokens, width) in [
+        ("SD 1.5", 77, 768),
+        ("SD 2", 77, 1024),
+        ("SDXL", 77, 2048),
+        ("SDXL, four chunks", 308, 2048),
+    ] {
+        let len = tokens * width;
+        let ends: Vec<Memory> = (0..2).map(|_| Memory::of(&vec![0x30; 4 * len])).collect();
+        for (out, size) in [(Element::F16, 2), (Element::F32, 4)] {
+            let to = Memory::new(size * len);
+            for (how, spherical) in [("linear", 0), ("on the arc", 1)] {
+                let row = InterpolateRow {
+                    a: ends[0].0,
+                    b: ends[1].0,
+                    out: to.0,
+                    t: 0.25,
+                    width: width as u32,
+                    len: len as u32,
+                    spherical,
+                };
+                let row = Memory::of(InterpolateRow::bytes(&[row]));
+                // Ends stay in the cache from frame to frame, so they are not taken turns with.
+                // SAFETY: all memory is as long as the row says, and outlives the stream's work.
+                let time = seconds(gpu, 1, |_| unsafe {
+                    k.launch(Kernel::interpolate(out), stream, row.0, 1, tokens as u32)
+                });
+                let what = format!("interpolate {how} to {size} bytes, {name}");
+                report(&what, (8 + size) * len, time);
+            }
+        }
+    }
 }
 
 /// Frames of these sizes to tensors and back, and beside each a plain copy that moves as many bytes.

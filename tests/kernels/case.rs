@@ -4,8 +4,8 @@ use gststreamdiffusion::device::cuda::kernels::frames::{
     FrameToTensorArguments, TensorToFrameArguments,
 };
 use gststreamdiffusion::device::cuda::kernels::{
-    BlendRow, CombineRow, CopyBytesRow, CopyRow, CosineRow, FrameToTensor, Kernel, PosteriorRow,
-    Row, SlerpRow, TensorToFrame,
+    BlendRow, CombineRow, CopyBytesRow, CopyRow, CosineRow, FrameToTensor, InterpolateRow, Kernel,
+    PosteriorRow, Row, SlerpRow, TensorToFrame,
 };
 
 /// Runs kernels: the CPU, with or without sanitizers, or a GPU.
@@ -124,6 +124,9 @@ impl Addresses for SlerpRow {
     const AT: &'static [usize] = &[0, 8, 16, 24];
 }
 impl Addresses for BlendRow {
+    const AT: &'static [usize] = &[0, 8, 16];
+}
+impl Addresses for InterpolateRow {
     const AT: &'static [usize] = &[0, 8, 16];
 }
 impl Addresses for FrameToTensorArguments {

@@ -11,6 +11,7 @@ mod frames;
 mod gpu;
 mod graph;
 mod host;
+mod interpolations;
 mod numbers;
 mod tensors;
 

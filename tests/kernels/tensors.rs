@@ -20,7 +20,7 @@ everywhere! {
 const MARK: u8 = 0xA5;
 
 /// `values` with 16 bytes around them that must stay, and the address of the first.
-fn guarded(case: &mut Case, values: &[u8], skew: usize) -> u64 {
+pub(crate) fn guarded(case: &mut Case, values: &[u8], skew: usize) -> u64 {
     let mut bytes = vec![MARK; 16];
     bytes.extend(values);
     bytes.extend([MARK; 16]);
@@ -29,7 +29,7 @@ fn guarded(case: &mut Case, values: &[u8], skew: usize) -> u64 {
 
 /// What is between the guards, which are checked.
 #[track_caller]
-fn unguarded(bytes: &[u8]) -> &[u8] {
+pub(crate) fn unguarded(bytes: &[u8]) -> &[u8] {
     let (before, rest) = bytes.split_at(16);
     let (values, after) = rest.split_at(rest.len() - 16);
     let whole = before.iter().chain(after).all(|b| *b == MARK);

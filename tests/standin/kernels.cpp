@@ -18,6 +18,8 @@ extern "C" __attribute__((visibility("default"))) void standin_launch(const char
                                                                        unsigned block, size_t shared,
                                                                        const void *argument, size_t size) {
     current = name;
-    // This one does not mind fewer threads: one costs more here than what it does.
-    launch(name, x, y, strcmp(name, "frame_to_tensor") ? block : 64, shared, argument, size);
+    // These do not mind fewer threads: one costs more here than what it does.
+    if (!strcmp(name, "frame_to_tensor") || !strncmp(name, "interpolate", 11))
+        block = 64;
+    launch(name, x, y, block, shared, argument, size);
 }

@@ -197,7 +197,10 @@ fn films_look_as_on_the_host(cuda: &Cuda) {
 
 /// With two text encoders, pooled embeddings and sizes.
 fn films_of_another_architecture_do(cuda: &Cuda) {
-    Pair::open(cuda, "tests/data/models/sdxl").agrees(&GUIDANCE);
+    let pair = Pair::open(cuda, "tests/data/models/sdxl");
+    [GUIDANCE, TRANSITION]
+        .iter()
+        .for_each(|film| pair.agrees(film));
 }
 
 /// The same, command by command, while frames come and go early.

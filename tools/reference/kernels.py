@@ -313,7 +313,32 @@ def tensors():
     out["blend_shares"] = shares
     over, under, share = (x.astype(np.float64) for x in (over, under, shares[:, None]))
     out["blend_out"] = share * np.clip(over, -1, 1) + (1 - share) * under
+
+    # What lies between two texts of eight tokens: any two, short and long, nearly parallel, nearly opposite, and four pairs
+    # that have no arc: parallel, opposite, and one of them zero.
+    a = random.standard_normal((8, 21)).astype(np.float32)
+    b = random.standard_normal((8, 21)).astype(np.float32)
+    a[1] *= np.float32(50)
+    b[2] = a[2] + np.float32(1e-3) * b[2]
+    b[3] = np.float32(0.02) * b[3] - a[3]
+    b[4], b[5] = 2 * a[4], -a[5] / 2
+    a[6], b[7] = 0, 0
+    shares = np.array([0.25, 0.9], np.float32)
+    out["interpolate_a"], out["interpolate_b"], out["interpolate_t"] = a, b, shares
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    out["interpolate_out"] = np.array([[on_the_arc(x, y, t) for x, y in zip(a, b)] for t in shares.astype(np.float64)])
     np.savez_compressed(FOLDER / "tensors.npz", **out)
+
+
+def on_the_arc(a, b, t):
+    """The vector at t of the way from a to b (Shoemake 1985); on the straight line where there is no arc. The angle is that of
+    Kahan's formula, which is exact near 0 and near pi too."""
+    x, y = np.linalg.norm(b) * a, np.linalg.norm(a) * b
+    angle = 2 * np.arctan2(np.linalg.norm(x - y), np.linalg.norm(x + y))
+    sine = np.sin(angle)
+    if not x.any() or not y.any() or sine <= 1e-6:
+        return (1 - t) * a + t * b
+    return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / sine
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ pub trait Work: Send + Sync {
 }
 
 enum Command {
-    /// `rows` rows of parameters, the first `offset` bytes into the block; the longest has `longest` elements.
+    /// `rows` rows of parameters, the first `offset` bytes into the block; `longest` is what [`Kernel::geometry`] takes.
     Launch {
         kernel: Kernel,
         offset: usize,
@@ -152,7 +152,7 @@ pub(super) struct List {
 unsafe impl Send for List {}
 
 impl List {
-    /// Notes a launch of `kernel` over `rows`, which are of its type; the longest has `longest` elements.
+    /// Notes a launch of `kernel` over `rows`, which are of its type; `longest` is what [`Kernel::geometry`] takes.
     pub(super) fn launch<R: Row>(&mut self, kernel: Kernel, rows: &[R], longest: u32) {
         let offset = self.parameters.len().next_multiple_of(ALIGNMENT);
         self.parameters.resize(offset, 0);

@@ -7,6 +7,7 @@
 mod comparison;
 mod context;
 mod frames;
+mod interpolate;
 pub mod kernels;
 mod list;
 mod peer;
@@ -31,6 +32,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub use comparison::Comparison;
 pub use frames::{Download, Upload};
+pub use interpolate::Interpolated;
 pub use list::{Launches, Work};
 pub use peer::KeptContext;
 pub use submitted::Submitted;

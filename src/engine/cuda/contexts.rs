@@ -7,12 +7,13 @@ use parking_lot::Mutex;
 
 use super::Program;
 use super::bounds::Bounds;
+use super::ends::Ends;
 use crate::device::HostTensor;
 use crate::device::cuda::{Cuda, CudaTensor, Element};
-use crate::engine::Text;
 use crate::engine::onnxruntime::parts::{Rows, Source, close};
 use crate::engine::onnxruntime::plan::Value;
 use crate::engine::onnxruntime::{Ahead, Context, Valued};
+use crate::engine::{Numbers, Wording};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Role};
 
@@ -53,6 +54,8 @@ pub struct Contexts {
     /// The types of the live part's inputs but the latent.
     elements: Vec<Element>,
     slow: Option<Slow>,
+    /// Of what lies between two texts.
+    ends: Ends,
     told: String,
 }
 
@@ -68,18 +71,18 @@ struct Slow {
 type Shape = Vec<usize>;
 type Shapes = Vec<Shape>;
 /// What inputs were filled with last.
-type Filled = Vec<HostTensor>;
+type Filled = Vec<Numbers>;
 
 /// What the slow part has computed.
 enum Computed {
-    Here(HostTensor),
+    Here(Numbers),
     /// Until the slow part is run again.
     There(CudaTensor),
 }
 
-impl From<HostTensor> for Computed {
-    fn from(tensor: HostTensor) -> Self {
-        Self::Here(tensor)
+impl From<Numbers> for Computed {
+    fn from(numbers: Numbers) -> Self {
+        Self::Here(numbers)
     }
 }
 
@@ -98,6 +101,7 @@ impl Contexts {
             ahead,
             elements,
             slow,
+            ends: Ends::default(),
         }
     }
 
@@ -110,7 +114,7 @@ impl Contexts {
     pub fn make(
         &self,
         timesteps: &[u32],
-        text: &Text<HostTensor>,
+        text: &Wording,
         size: (usize, usize),
         like: Option<&Context<Kept>>,
     ) -> Result<Vec<Context<Kept>>> {
@@ -122,29 +126,41 @@ impl Contexts {
     }
 
     fn compute(&self, value: &Valued) -> Result<Vec<Computed>> {
+        let here = |computed: Vec<HostTensor>| {
+            let numbers = computed.into_iter().map(Numbers::from);
+            numbers.map(Computed::Here).collect()
+        };
         let Some(slow) = &self.slow else {
-            let computed = self.ahead.compute(value)?;
-            return Ok(computed.into_iter().map(Computed::Here).collect());
+            return Ok(here(self.ahead.compute(value)?));
         };
         let given = slow.given(value)?;
-        if let Some(computed) = slow.run(&self.cuda, &given)? {
+        if let Some(computed) = slow.run(&self.cuda, &self.ends, &given)? {
             return Ok(computed.into_iter().map(Computed::There).collect());
         }
         let computed = self.ahead.compute(value)?;
         slow.learn(&given, &computed);
-        Ok(computed.into_iter().map(Computed::Here).collect())
+        Ok(here(computed))
     }
 
     /// Puts tensors, each with the number of its input, into memory of their own.
     fn keep(&self, tensors: Vec<(usize, Computed)>) -> Result<Vec<Kept>> {
-        let mut copies = Vec::new();
+        let (mut copies, mut blends) = (Vec::new(), Vec::new());
         let keep = |(i, computed): (usize, Computed)| {
             let element = self.elements[i];
+            let common = self.ahead.feeds[i].rows == Rows::Common;
             Ok(match computed {
-                Computed::Here(values) => {
+                Computed::Here(Numbers::Blend(blend)) if !common && Cuda::interpolates(element) => {
+                    let tensor = self.cuda.empty(blend.shape(), element)?;
+                    blends.push(self.ends.of(&self.cuda, &blend, &tensor)?);
+                    Kept {
+                        tensor,
+                        values: None,
+                    }
+                }
+                Computed::Here(numbers) => {
+                    let values = numbers.into_tensor();
                     let shape = values.shape();
                     let tensor = self.cuda.upload_as(shape, values.data(), element)?;
-                    let common = self.ahead.feeds[i].rows == Rows::Common;
                     Kept {
                         tensor,
                         values: common.then_some(values),
@@ -162,6 +178,7 @@ impl Contexts {
         };
         let kept = tensors.into_iter().map(keep).collect::<Result<_>>()?;
         self.cuda.copy_each(&copies)?;
+        self.cuda.interpolate(&blends)?;
         Ok(kept)
     }
 }
@@ -180,7 +197,7 @@ impl Slow {
         };
         let slow = Self::new(cuda, &program, roles);
         let rows = (ahead.made_up(folder)).ok_or("nothing is known to try it with")?;
-        let row = |value: &Valued| Ok((slow.given(value)?, ahead.compute(value)?));
+        let row = |value: &Valued| -> Result<_> { Ok((slow.given(value)?, ahead.compute(value)?)) };
         let rows = rows.iter().map(|value| row(value));
         let rows: Vec<_> = rows.collect::<Result<_>>().map_err(|e| e.to_string())?;
         let outputs = slow.try_out(cuda, &rows)?;
@@ -211,16 +228,16 @@ impl Slow {
     fn try_out(
         &self,
         cuda: &Cuda,
-        rows: &[(Vec<HostTensor>, Vec<HostTensor>)],
+        rows: &[(Vec<Numbers>, Vec<HostTensor>)],
     ) -> std::result::Result<Vec<Element>, String> {
         let said = |e: Error| e.to_string();
-        let mut types = Vec::new();
+        let (mut types, ends) = (Vec::new(), Ends::default());
         for (given, computed) in rows {
             self.learn(given, computed);
         }
         for (trial, (given, expected)) in rows.iter().cycle().take(TRIALS).enumerate() {
             // Done at once, so that errors are its own.
-            let found = cuda.ahead(|| self.run(cuda, given)).map_err(said)?;
+            let found = cuda.ahead(|| self.run(cuda, &ends, given)).map_err(said)?;
             let found = found.ok_or("the shapes of what it gives are not known")?;
             if trial + rows.len() < TRIALS {
                 continue;
@@ -237,32 +254,43 @@ impl Slow {
     }
 
     /// What it is given, in the order of its inputs.
-    fn given(&self, value: &Valued) -> Result<Vec<HostTensor>> {
+    fn given(&self, value: &Valued) -> Result<Vec<Numbers>> {
         self.roles.iter().map(|role| value(*role)).collect()
     }
 
     /// Remembers the shapes of what came out.
-    fn learn(&self, given: &[HostTensor], computed: &[HostTensor]) {
-        self.shapes.lock().insert(shapes(given), shapes(computed));
+    fn learn(&self, given: &[Numbers], computed: &[HostTensor]) {
+        let computed = computed.iter().map(|t| t.shape().to_vec()).collect();
+        self.shapes.lock().insert(shapes(given), computed);
     }
 
     /// Records a run; what it gives is in the tensors that come back until the next one. `None` if their shapes are not known.
-    fn run(&self, cuda: &Cuda, given: &[HostTensor]) -> Result<Option<Vec<CudaTensor>>> {
+    /// What lies between two texts is blended straight into its input.
+    fn run(&self, cuda: &Cuda, ends: &Ends, given: &[Numbers]) -> Result<Option<Vec<CudaTensor>>> {
         let inputs = shapes(given);
         let Some(outputs) = self.shapes.lock().get(&inputs).cloned() else {
             return Ok(None);
         };
         self.bounds.with(0, inputs, &outputs, |bound, filled| {
             // As a rule, runs that follow each other differ in the timestep alone.
-            let other = (0..given.len()).filter(|i| filled.get(*i) != Some(&given[*i]));
-            let other: Vec<usize> = other.collect();
-            let copy = |i: &usize| {
-                let (values, to) = (&given[*i], &bound.inputs()[*i]);
-                let from = cuda.upload_as(values.shape(), values.data(), to.element())?;
-                Ok((from, to.clone()))
-            };
-            let copies: Vec<_> = other.iter().map(copy).collect::<Result<_>>()?;
+            let same = |i: usize| filled.get(i).is_some_and(|filled| filled.same(&given[i]));
+            let other: Vec<usize> = (0..given.len()).filter(|i| !same(*i)).collect();
+            let (mut copies, mut blends) = (Vec::new(), Vec::new());
+            for i in &other {
+                let to = &bound.inputs()[*i];
+                match &given[*i] {
+                    Numbers::Blend(blend) if Cuda::interpolates(to.element()) => {
+                        blends.push(ends.of(cuda, blend, to)?);
+                    }
+                    numbers => {
+                        let values = numbers.tensor();
+                        let from = cuda.upload_as(values.shape(), values.data(), to.element())?;
+                        copies.push((from, to.clone()));
+                    }
+                }
+            }
             cuda.copy_each(&copies)?;
+            cuda.interpolate(&blends)?;
             for i in other {
                 match filled.get_mut(i) {
                     Some(filled) => filled.clone_from(&given[i]),
@@ -275,8 +303,8 @@ impl Slow {
     }
 }
 
-fn shapes(tensors: &[HostTensor]) -> Shapes {
-    tensors.iter().map(|t| t.shape().to_vec()).collect()
+fn shapes(numbers: &[Numbers]) -> Shapes {
+    numbers.iter().map(|t| t.shape().to_vec()).collect()
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -287,8 +315,9 @@ mod tests {
 
     use super::*;
     use crate::computing::{self, When};
+    use crate::device::Interpolation;
     use crate::device::cuda::{Launches, Work};
-    use crate::engine::cuda;
+    use crate::engine::{Between, Part, Text, cuda};
     use crate::model::Component;
 
     /// What a program does that is to give back what it is given.
@@ -383,13 +412,18 @@ mod tests {
         }
     }
 
-    fn row(seed: f32) -> (Vec<HostTensor>, Vec<HostTensor>) {
-        let tensor = |shape: &[usize], x: f32| {
-            let values = (0..shape.iter().product()).map(|i| x + i as f32);
-            HostTensor::new(shape, values.collect())
-        };
+    fn tensor(shape: &[usize], x: f32) -> HostTensor {
+        let values = (0..shape.iter().product()).map(|i| x + i as f32);
+        HostTensor::new(shape, values.collect())
+    }
+
+    fn plain(tensors: &[HostTensor]) -> Vec<Numbers> {
+        tensors.iter().cloned().map(Numbers::from).collect()
+    }
+
+    fn row(seed: f32) -> (Vec<Numbers>, Vec<HostTensor>) {
         let given = vec![tensor(&[1, 5, 3], seed), tensor(&[1], 3.0 * seed)];
-        (given.clone(), given)
+        (plain(&given), given)
     }
 
     /// In its trial it becomes a graph; what is wrong with it comes out there, also what only a second row shows.
@@ -428,17 +462,81 @@ mod tests {
             let cuda = Cuda::new(0).unwrap();
             let program: Arc<dyn Program> = Arc::new(Copier(Kind::Right));
             let slow = Slow::new(&cuda, &program, &[Role::Text, Role::Timestep]);
+            let run = |given: &[Numbers]| slow.run(&cuda, &Ends::default(), given).unwrap();
             let (given, computed) = row(4.0);
-            assert!(slow.run(&cuda, &given).unwrap().is_none());
+            assert!(run(&given).is_none());
             slow.learn(&given, &computed);
-            let found = slow.run(&cuda, &given).unwrap().unwrap();
+            let found = run(&given).unwrap();
             assert_eq!(cuda.download(&found[0]).unwrap(), computed[0]);
             assert_eq!(cuda.download(&found[1]).unwrap(), computed[1]);
-            let longer = [
-                HostTensor::new(&[1, 10, 3], vec![0.5; 30]),
-                given[1].clone(),
-            ];
-            assert!(slow.run(&cuda, &longer).unwrap().is_none());
+            let longer = HostTensor::new(&[1, 10, 3], vec![0.5; 30]);
+            assert!(run(&[longer.into(), given[1].clone()]).is_none());
+        });
+    }
+
+    /// Both parts of a text, the pooled one without tokens, on the way there and back, and then the text itself: each time
+    /// what the host makes of it, and nothing of it is made in main memory.
+    #[test]
+    fn what_lies_between_two_texts_is_blended_into_the_inputs() {
+        let name =
+            "engine::cuda::contexts::tests::what_lies_between_two_texts_is_blended_into_the_inputs";
+        computing::run(name, &[], &[When::Late, When::Early], || {
+            let cuda = Cuda::new(0).unwrap();
+            let program: Arc<dyn Program> = Arc::new(Copier(Kind::Right));
+            let slow = Slow::new(&cuda, &program, &[Role::Text, Role::Pooled]);
+            let ends = Ends::default();
+            let text = |x: f32| {
+                Arc::new(Text {
+                    embedding: tensor(&[1, 5, 3], x),
+                    pooled: Some(tensor(&[1, 7], -3.0 * x)),
+                })
+            };
+            let texts = [text(1.0), text(-20.0)];
+            let given = |wording: &Wording| {
+                let parts = [Part::Embedding, Part::Pooled];
+                parts.map(|part| wording.part(part).unwrap())
+            };
+            let first = given(&texts[0].clone().into());
+            slow.learn(&first, &first.clone().map(Numbers::into_tensor));
+            let run = |wording: &Wording| -> Vec<HostTensor> {
+                let given = given(wording);
+                let found = cuda.ahead(|| slow.run(&cuda, &ends, &given));
+                let found = found.unwrap().unwrap();
+                let here = |tensor| cuda.ahead(|| cuda.download(tensor)).unwrap();
+                found.iter().map(here).collect()
+            };
+            let mut allocated = 0;
+            for frame in 0..40 {
+                let share = f64::from(frame % 11) / 10.0;
+                let (how, back) = match frame % 3 {
+                    0 => (Interpolation::Linear, 0),
+                    _ => (Interpolation::Spherical, frame as usize % 2),
+                };
+                let way = [texts[back].clone(), texts[1 - back].clone()];
+                let between = Arc::new(Between::new(way, share, how));
+                let wording = Wording::Between(between.clone());
+                // The second time its inputs are as they have to be.
+                let found = [run(&wording), run(&wording)];
+                assert!(!between.is_blended());
+                let expected = given(&wording).map(Numbers::into_tensor);
+                for found in &found {
+                    for (found, expected) in found.iter().zip(&expected) {
+                        assert_eq!(found.shape(), expected.shape());
+                        for (x, y) in found.data().iter().zip(expected.data()) {
+                            assert!((x - y).abs() < 1e-4, "frame {frame}: {x}, not {y}");
+                        }
+                    }
+                }
+                // In between, the text itself.
+                if frame % 10 == 9 {
+                    let found = run(&texts[1].clone().into());
+                    assert_eq!(found[1], *texts[1].part(Part::Pooled).unwrap());
+                }
+                match frame {
+                    0..20 => allocated = cuda.allocated(),
+                    _ => assert_eq!(cuda.allocated(), allocated),
+                }
+            }
         });
     }
 }

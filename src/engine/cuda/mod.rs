@@ -5,6 +5,7 @@
 
 mod bounds;
 mod contexts;
+mod ends;
 mod model;
 mod transform;
 mod unet;

@@ -6,7 +6,7 @@ use super::unet::CudaUnet;
 use crate::device::HostTensor;
 use crate::device::cuda::{Cuda, CudaTensor, Element};
 use crate::engine::onnxruntime::{Context, Geometry, Texts};
-use crate::engine::{Built, Denoise, Limits, Model, Text};
+use crate::engine::{Built, Denoise, Limits, Model, Text, Wording};
 use crate::error::Result;
 use crate::model::ModelFolder;
 
@@ -111,7 +111,7 @@ impl Model for CudaModel {
     fn precompute(
         &self,
         timesteps: &[u32],
-        text: &Text<HostTensor>,
+        text: &Wording,
         size: (usize, usize),
         like: Option<&Context<Kept>>,
     ) -> Result<Vec<Context<Kept>>> {

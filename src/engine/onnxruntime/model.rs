@@ -7,7 +7,7 @@ use super::session::{Session, Values};
 use super::text::Texts;
 use super::unet::{Context, Unet, Valued, expect};
 use crate::device::HostTensor;
-use crate::engine::{Denoise, Limits, Model, Telling, Text, silent};
+use crate::engine::{Denoise, Limits, Model, Telling, Text, Wording, silent};
 use crate::error::Result;
 use crate::model::{Component, ComponentFile, Fusions, ModelFolder};
 
@@ -110,7 +110,7 @@ impl Model for OnnxModel {
     fn precompute(
         &self,
         timesteps: &[u32],
-        text: &Text<HostTensor>,
+        text: &Wording,
         size: (usize, usize),
         like: Option<&Context>,
     ) -> Result<Vec<Context>> {

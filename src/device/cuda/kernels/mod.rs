@@ -18,12 +18,14 @@ use crate::error::{Error, Result};
 pub use frames::{FrameToTensor, TensorToFrame};
 pub use image::{SOURCE, compile};
 pub use rows::{
-    BlendRow, COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, PosteriorRow,
-    Row, SlerpRow,
+    BlendRow, COSINE_PARTIAL_BYTES, CombineRow, CopyBytesRow, CopyRow, CosineRow, InterpolateRow,
+    PosteriorRow, Row, SlerpRow,
 };
 
 /// Threads of a block; the kernels know it too.
 const THREADS: u32 = 256;
+/// The most blocks that share a row of `interpolate`: enough for any GPU at once, also where vectors are short.
+const INTERPOLATE_BLOCKS: u32 = 4096;
 /// The most rows of a launch.
 pub const MAX_ROWS: u32 = 65535;
 
@@ -51,6 +53,8 @@ pub enum Kernel {
     Cosine,
     Slerp,
     Blend,
+    InterpolateF16,
+    InterpolateF32,
     FrameToTensor,
     TensorToFrame,
     TensorToLargerFrame,
@@ -58,7 +62,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them, in the order of the variants.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Combine,
         Self::CopyF16F16,
         Self::CopyF16F32,
@@ -70,6 +74,8 @@ impl Kernel {
         Self::Cosine,
         Self::Slerp,
         Self::Blend,
+        Self::InterpolateF16,
+        Self::InterpolateF32,
         Self::FrameToTensor,
         Self::TensorToFrame,
         Self::TensorToLargerFrame,
@@ -93,6 +99,14 @@ impl Kernel {
         }
     }
 
+    /// The one that gives what lies between vectors as values of `out`.
+    pub fn interpolate(out: Element) -> Self {
+        match out {
+            Element::F16 => Self::InterpolateF16,
+            Element::F32 => Self::InterpolateF32,
+        }
+    }
+
     /// The name of its entry point.
     pub fn name(self) -> &'static str {
         match self {
@@ -107,22 +121,26 @@ impl Kernel {
             Self::Cosine => "cosine",
             Self::Slerp => "slerp",
             Self::Blend => "blend",
+            Self::InterpolateF16 => "interpolate_f16",
+            Self::InterpolateF32 => "interpolate_f32",
             Self::FrameToTensor => "frame_to_tensor",
             Self::TensorToFrame => "tensor_to_frame",
             Self::TensorToLargerFrame => "tensor_to_larger_frame",
         }
     }
 
-    /// The grid for `count` rows of which the longest has `longest` elements (of `copy_bytes`: bytes). It follows from
-    /// these numbers alone, so launches that agree in them can replay one graph.
+    /// The grid for `count` rows of which the longest has `longest` elements (of `copy_bytes`: bytes; of `interpolate`, whose
+    /// blocks take one each: vectors). It follows from these numbers alone, so launches that agree in them can replay one
+    /// graph.
     pub fn geometry(self, count: u32, longest: u32) -> Geometry {
-        let (per_thread, most) = match self {
-            Self::Cosine => (32, rows::COSINE_BLOCKS),
-            Self::CopyBytes => (16, u32::MAX),
-            _ => (8, u32::MAX),
+        let (per_block, most) = match self {
+            Self::Cosine => (32 * THREADS, rows::COSINE_BLOCKS),
+            Self::CopyBytes => (16 * THREADS, u32::MAX),
+            Self::InterpolateF16 | Self::InterpolateF32 => (1, INTERPOLATE_BLOCKS),
+            _ => (8 * THREADS, u32::MAX),
         };
         Geometry {
-            grid: (longest.div_ceil(THREADS * per_thread).clamp(1, most), count),
+            grid: (longest.div_ceil(per_block).clamp(1, most), count),
             block: THREADS,
             shared: 0,
         }
@@ -241,8 +259,8 @@ impl Kernels {
     ///
     /// # Safety
     /// The context of these kernels is current, `stream` is one of its streams, and when the kernel gets to run there
-    /// are `count` rows of `kernel`'s type at `rows`, whose pointers lead to as much memory as their lengths say, and
-    /// whose lengths are at most `longest`.
+    /// are `count` rows of `kernel`'s type at `rows`, whose pointers lead to as much memory as their lengths say. `longest` is
+    /// what [`Kernel::geometry`] takes.
     pub unsafe fn launch(
         &self,
         kernel: Kernel,

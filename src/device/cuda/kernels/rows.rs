@@ -142,6 +142,27 @@ pub struct BlendRow {
     pub len: u32,
 }
 
+/// `interpolate`: each vector of `out` at `t` of the way from that of `a` to that of `b`, on the straight line or on the arc.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct InterpolateRow {
+    /// f32.
+    pub a: u64,
+    /// f32.
+    pub b: u64,
+    /// f16 or f32; overlaps neither `a` nor `b`.
+    pub out: u64,
+    /// In 0…1.
+    pub t: f32,
+    /// Elements of a vector; not 0.
+    pub width: u32,
+    /// Of all vectors: a multiple of `width`.
+    pub len: u32,
+    /// 0: on the straight line; 1: on the arc.
+    pub spherical: u32,
+}
+
 const _: () = assert!(size_of::<CombineRow>() == 64 && align_of::<CombineRow>() == 8);
 const _: () = assert!(size_of::<CopyRow>() == 32 && align_of::<CopyRow>() == 8);
 const _: () = assert!(size_of::<CopyBytesRow>() == 24 && align_of::<CopyBytesRow>() == 8);
@@ -149,6 +170,7 @@ const _: () = assert!(size_of::<PosteriorRow>() == 40 && align_of::<PosteriorRow
 const _: () = assert!(size_of::<CosineRow>() == 48 && align_of::<CosineRow>() == 8);
 const _: () = assert!(size_of::<SlerpRow>() == 40 && align_of::<SlerpRow>() == 8);
 const _: () = assert!(size_of::<BlendRow>() == 32 && align_of::<BlendRow>() == 8);
+const _: () = assert!(size_of::<InterpolateRow>() == 40 && align_of::<InterpolateRow>() == 8);
 
 // SAFETY: as the definitions and the sizes above say.
 unsafe impl Row for CombineRow {}
@@ -164,3 +186,5 @@ unsafe impl Row for CosineRow {}
 unsafe impl Row for SlerpRow {}
 // SAFETY: as above.
 unsafe impl Row for BlendRow {}
+// SAFETY: as above.
+unsafe impl Row for InterpolateRow {}

@@ -1,7 +1,7 @@
 //! What a row of the whole U-Net is given besides its latent.
 
 use crate::device::HostTensor;
-use crate::engine::Text;
+use crate::engine::{Numbers, Part, Text, Wording};
 use crate::error::{Error, Result};
 use crate::model::{ComponentFile, ModelFolder, Role, SIZE_IDS};
 
@@ -22,7 +22,7 @@ pub struct Given {
 /// Two rows that nobody asked for.
 pub struct MadeUp {
     timesteps: [u32; 2],
-    texts: [Text<HostTensor>; 2],
+    texts: [Wording; 2],
     /// Height and width of latents.
     size: (usize, usize),
 }
@@ -48,15 +48,27 @@ impl Given {
         &self,
         role: Role,
         timestep: u32,
-        text: &Text<HostTensor>,
+        text: &Wording,
+        size: (usize, usize),
+    ) -> Result<Numbers> {
+        let part = match role {
+            Role::Text => Part::Embedding,
+            Role::Pooled => Part::Pooled,
+            _ => return Ok(self.of_timestep_or_size(role, timestep, size)?.into()),
+        };
+        (text.part(part))
+            .ok_or_else(|| self.error("wants a pooled text embedding, and the text has none"))
+    }
+
+    /// The same for a role that has nothing to do with the text.
+    fn of_timestep_or_size(
+        &self,
+        role: Role,
+        timestep: u32,
         (height, width): (usize, usize),
     ) -> Result<HostTensor> {
         let port = self.file.input(role);
         Ok(match role {
-            Role::Text => text.embedding.clone(),
-            Role::Pooled => text.pooled.clone().ok_or_else(|| {
-                self.error("wants a pooled text embedding, and the text has none")
-            })?,
             Role::Timestep => {
                 let rank = port.map_or(1, |p| p.rank());
                 HostTensor::new(&vec![1; rank], vec![timestep as f32])
@@ -117,7 +129,7 @@ impl Given {
     }
 
     /// Two made-up texts of the shape that the U-Net says it takes; `None` where it does not say.
-    pub fn two_texts(&self, length: usize) -> Option<[Text<HostTensor>; 2]> {
+    pub fn two_texts(&self, length: usize) -> Option<[Wording; 2]> {
         let port = self.file.input(Role::Text)?;
         let shape = [1, port.fixed(1).unwrap_or(length), port.fixed(2)?];
         let pooled = self.file.input(Role::Pooled).map(|port| port.fixed(1));
@@ -131,10 +143,10 @@ impl Given {
                 let values = (0..shape.iter().product()).map(|i| (phase + 0.7 * i as f32).sin());
                 HostTensor::new(shape, values.collect())
             };
-            Text {
+            Wording::from(Text {
                 embedding: waves(&shape),
                 pooled: pooled.map(|shape| waves(&shape)),
-            }
+            })
         }))
     }
 }
@@ -149,7 +161,8 @@ impl MadeUp {
 
     /// What the graph is given for `role` of this row, 0 or 1.
     pub fn value(&self, given: &Given, role: Role, row: usize) -> Result<HostTensor> {
-        given.value(role, self.timesteps[row], &self.texts[row], self.size)
+        let value = given.value(role, self.timesteps[row], &self.texts[row], self.size);
+        value.map(Numbers::into_tensor)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::given::{Given, TRIED};
 use super::parts::{Cut, Rows, Source};
 use crate::device::HostTensor;
+use crate::engine::Numbers;
 use crate::engine::onnxruntime::library;
 use crate::engine::onnxruntime::provider::Provider;
 use crate::error::Result;
@@ -58,7 +59,10 @@ impl LivePart {
             let texts = given.two_texts(length * chunks);
             let [text, _] =
                 texts.ok_or("the graph does not tell how wide the text embedding is")?;
-            let value = |role| -> Result<HostTensor> { given.value(role, TRIED[0], &text, *size) };
+            let value = |role| -> Result<HostTensor> {
+                let value = given.value(role, TRIED[0], &text, *size);
+                value.map(Numbers::into_tensor)
+            };
             let computed = cut.slow.run(value).map_err(|e| e.to_string())?;
             for (feed, shapes) in cut.feeds.iter().zip(&mut shapes) {
                 shapes.push(match feed.source {

@@ -14,7 +14,7 @@ use super::fusing::Told;
 use super::provider::Providers;
 use super::session::{Input, Session, Values};
 use crate::device::HostTensor;
-use crate::engine::{Denoise, Text};
+use crate::engine::{Denoise, Numbers, Wording};
 use crate::error::Result;
 use crate::model::{ModelFolder, Role};
 use given::Given;
@@ -49,7 +49,7 @@ pub(super) struct Unet {
 }
 
 /// What a row is given for a role.
-pub(in crate::engine) type Valued<'a> = dyn Fn(Role) -> Result<HostTensor> + 'a;
+pub(in crate::engine) type Valued<'a> = dyn Fn(Role) -> Result<Numbers> + 'a;
 
 /// The slow part on the device's stream, and the role of each of its inputs.
 #[cfg(feature = "cuda")]
@@ -232,22 +232,24 @@ impl Ahead {
         let made_up = Arc::new(self.given.smallest(folder)?.apart());
         Some([0, 1].map(|row| {
             let made_up = made_up.clone();
-            Box::new(move |role| made_up.value(&self.given, role, row)) as Box<Valued<'_>>
+            Box::new(move |role| made_up.value(&self.given, role, row).map(Numbers::from))
+                as Box<Valued<'_>>
         }))
     }
 
     /// What the slow part gives in main memory for a row that is given `value`; nothing where there is no such part.
     pub fn compute(&self, value: &Valued) -> Result<Vec<HostTensor>> {
+        let value = |role| value(role).map(Numbers::into_tensor);
         (self.slow.as_ref()).map_or(Ok(Vec::new()), |slow| slow.run(value))
     }
 
     /// See [`Model::precompute`](crate::engine::Model::precompute). `compute` runs the slow part for a row that is given a
     /// value for each role. `keep` puts tensors where the device wants them: those of one context, each with the number of
     /// the input of the live part that it is for; all of them before the slow part is run again.
-    pub fn precompute<V, C: From<HostTensor>>(
+    pub fn precompute<V, C: From<Numbers>>(
         &self,
         timesteps: &[u32],
-        text: &Text<HostTensor>,
+        text: &Wording,
         size: (usize, usize),
         like: Option<&Context<V>>,
         compute: impl Fn(&Valued) -> Result<Vec<C>>,
