@@ -95,6 +95,10 @@ impl Contexts {
             Err(why) => (None, Some(why)),
         };
         let why = why.map(|why| format!("; they go through main memory: {why}"));
+        let why = why.or_else(|| {
+            let refused = slow.as_ref().and_then(|_| refusal(cuda));
+            refused.map(|refused| format!("; command by command: {refused}"))
+        });
         Self {
             told: format!("{}{}", ahead.precomputed, why.unwrap_or_default()),
             cuda: cuda.clone(),
@@ -303,6 +307,11 @@ impl Slow {
     }
 }
 
+/// Why what the calling thread has done ahead is not one graph, where that was tried.
+fn refusal(cuda: &Cuda) -> Option<String> {
+    cuda.ahead(|| Ok(cuda.refusal())).ok().flatten()
+}
+
 fn shapes(numbers: &[Numbers]) -> Shapes {
     numbers.iter().map(|t| t.shape().to_vec()).collect()
 }
@@ -330,6 +339,8 @@ mod tests {
         Idle,
         Unbindable,
         Failing,
+        /// It cannot be captured.
+        Uncaptured,
     }
 
     struct Copier(Kind);
@@ -386,8 +397,13 @@ mod tests {
 
     impl Work for Bound {
         fn enqueue(&self) -> Result<()> {
-            let first = self.runs.fetch_add(1, Ordering::Relaxed) == 0;
+            let run = self.runs.fetch_add(1, Ordering::Relaxed);
+            let first = run == 0;
             match self.kind {
+                // What comes again is captured the fourth time.
+                Kind::Uncaptured if run == 3 => {
+                    return Err(Error::engine("unet", "asks for memory"));
+                }
                 Kind::Idle => return Ok(()),
                 Kind::Failing => return Err(Error::engine("unet", "does not run")),
                 _ => {}
@@ -442,6 +458,7 @@ mod tests {
             assert!(graphs > 2, "{graphs} graphs");
             // Those of frames are counted by themselves.
             assert_eq!(cuda.launches(), Launches::default());
+            assert_eq!(refusal(&cuda), None);
             for (kind, reason) in [
                 (Kind::Stale, "number 1 came out wrong"),
                 (Kind::Idle, "number 0 came out wrong"),
@@ -451,6 +468,10 @@ mod tests {
                 let why = tried(kind).unwrap_err();
                 assert!(why.contains(reason), "{why}");
             }
+            // It is right nevertheless, and tells.
+            assert_eq!(tried(Kind::Uncaptured), Ok(vec![Element::F32; 2]));
+            let why = refusal(&cuda).unwrap();
+            assert!(why.contains("asks for memory"), "{why}");
         });
     }
 
