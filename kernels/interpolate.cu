@@ -27,7 +27,7 @@ struct InterpolateRow {
     u32 spherical;
 };
 
-// out = p·a + q·b, for every `step`-th vector of 16 bytes or element from `first` on.
+// out = p·a + q·b, for every `step`-th eight elements, or element, from `first` on.
 template <typename Out>
 static __device__ __forceinline__ void weigh(float p, const float *a, float q, const float *b, Out *out, u32 len, u32 first,
                                              u32 step) {
@@ -69,6 +69,9 @@ struct Factors {
 };
 
 static __device__ __forceinline__ Factors on_the_arc(const float *a, const float *b, u32 len, float t) {
+    // The ends are the texts themselves, to the bit.
+    if (t <= 0 || t >= 1)
+        return {t <= 0 ? 1.0f : 0.0f, t <= 0 ? 0.0f : 1.0f};
     const u32 vectors = aligned(a) && aligned(b) ? len / 8 : 0;
     Sums sums = {0, 0, 0};
     for (u32 i = threadIdx.x; i < vectors; i += blockDim.x) {
@@ -103,8 +106,9 @@ static __device__ __forceinline__ Factors on_the_arc(const float *a, const float
     // Where one is zero, this is no number.
     if (!(measured > 1e-6f))
         return {1 - t, t};
-    const float angle = atan2f(measured, ab / (sqrtf(aa) * length));
-    const float sine = sinf(angle);
+    const float cosine = ab / (sqrtf(aa) * length), angle = atan2f(measured, cosine);
+    // Not that of the angle, which has lost digits near π.
+    const float sine = measured / sqrtf(measured * measured + cosine * cosine);
     return {sinf((1 - t) * angle) / sine, sinf(t * angle) / sine};
 }
 

@@ -358,12 +358,12 @@ fn similarity_is_that_of_the_host(gpu: &Cuda) {
             gpu.upload(&shape, &b).unwrap(),
         );
         let expected = Host
-            .cosine(
+            .compare(
                 &Host.upload(&shape, &a).unwrap(),
                 &Host.upload(&shape, &b).unwrap(),
             )
             .unwrap();
-        let cosine = |a, b| gpu.read(gpu.cosine(a, b).unwrap()).unwrap();
+        let cosine = |a, b| gpu.cosine(gpu.compare(a, b).unwrap()).unwrap();
         for _ in 0..3 {
             let found = cosine(&on_a, &on_b);
             assert!(
@@ -377,7 +377,7 @@ fn similarity_is_that_of_the_host(gpu: &Cuda) {
     }
 }
 
-/// The sum of `parts`, noted down.
+/// The sum of two tensors, noted down.
 fn sum(gpu: &Cuda, a: &CudaTensor, b: &CudaTensor) -> CudaTensor {
     gpu.add_noise(1.0, a, 1.0, b).unwrap()
 }
@@ -389,7 +389,7 @@ fn pictures_are_compared_behind_what_is_computed(gpu: &Cuda) {
     let [a, b, c] = [0, 1, 2].map(|i| upload(&pictures[i]));
     let expected = |x: &[f32], y: &[f32]| {
         let host = |x: &[f32]| Host.upload(&shape, x).unwrap();
-        Host.cosine(&host(x), &host(y)).unwrap()
+        Host.compare(&host(x), &host(y)).unwrap()
     };
     let close = |found: f32, expected: f32| {
         assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
@@ -399,18 +399,24 @@ fn pictures_are_compared_behind_what_is_computed(gpu: &Cuda) {
         let computed = sum(gpu, &a, &b);
         let submitted = gpu.submit().unwrap();
         // What is not noted down any more is not waited for, in whatever order they are read, if they are.
-        let comparisons = [(&a, &b), (&a, &c), (&b, &c)].map(|(x, y)| gpu.cosine(x, y).unwrap());
+        let comparisons = [(&a, &b), (&a, &c), (&b, &c)].map(|(x, y)| gpu.compare(x, y).unwrap());
         let [ab, ac, unread] = comparisons;
         if round % 5 == 4 {
             drop(unread);
         } else {
             close(
-                gpu.read(unread).unwrap(),
+                gpu.cosine(unread).unwrap(),
                 expected(&pictures[1], &pictures[2]),
             );
         }
-        close(gpu.read(ac).unwrap(), expected(&pictures[0], &pictures[2]));
-        close(gpu.read(ab).unwrap(), expected(&pictures[0], &pictures[1]));
+        close(
+            gpu.cosine(ac).unwrap(),
+            expected(&pictures[0], &pictures[2]),
+        );
+        close(
+            gpu.cosine(ab).unwrap(),
+            expected(&pictures[0], &pictures[1]),
+        );
         // They come behind it.
         assert!(submitted.is_over());
         let sums = pictures[0].iter().zip(&pictures[1]).map(|(a, b)| a + b);
@@ -418,13 +424,13 @@ fn pictures_are_compared_behind_what_is_computed(gpu: &Cuda) {
         let sums: Vec<f32> = sums.collect();
         self::close(&found, &HostTensor::new(&shape, sums));
         // What they are made of may be noted down only, and is of no use to anybody else.
-        let noted = gpu.cosine(&sum(gpu, &a, &c), &sum(gpu, &b, &c)).unwrap();
+        let noted = gpu.compare(&sum(gpu, &a, &c), &sum(gpu, &b, &c)).unwrap();
         let with_c = |x: &[f32]| -> Vec<f32> {
             let sums = x.iter().zip(&pictures[2]);
             sums.map(|(x, c)| f16::from_f32(x + c).to_f32()).collect()
         };
         let sums = (with_c(&pictures[0]), with_c(&pictures[1]));
-        close(gpu.read(noted).unwrap(), expected(&sums.0, &sums.1));
+        close(gpu.cosine(noted).unwrap(), expected(&sums.0, &sums.1));
         gpu.finish().unwrap();
         if round == 10 {
             settled = gpu.allocated();
@@ -432,7 +438,7 @@ fn pictures_are_compared_behind_what_is_computed(gpu: &Cuda) {
     }
     assert_eq!(gpu.allocated(), settled, "memory grows");
     let shorter = gpu.upload(&[1, 3, 1, 1], &[0.0; 3]).unwrap();
-    assert!(gpu.cosine(&a, &shorter).is_err());
+    assert!(gpu.compare(&a, &shorter).is_err());
 }
 
 fn who_needs_a_frame_waits_for_it(gpu: &Cuda) {
@@ -475,8 +481,8 @@ fn what_began_is_timed_to_its_end(gpu: &Cuda) {
     let [a, b] = [1, 2].map(|seed| gpu.upload(&[1, 4, 32, 32], &values(4096, seed)).unwrap());
     for _ in 0..3 {
         gpu.begin().unwrap();
-        let comparison = gpu.cosine(&sum(gpu, &a, &b), &b).unwrap();
-        gpu.read(comparison).unwrap();
+        let comparison = gpu.compare(&sum(gpu, &a, &b), &b).unwrap();
+        gpu.cosine(comparison).unwrap();
         let kept = sum(gpu, &a, &b);
         let submitted = gpu.submit().unwrap();
         assert!(submitted.wait().unwrap().is_some());
@@ -497,9 +503,9 @@ fn neither_submitting_nor_comparing_waits() {
         gpu.begin().unwrap();
         let both = sum(&gpu, &a, &b);
         let submitted = gpu.submit().unwrap();
-        let comparison = gpu.cosine(&a, &b).unwrap();
+        let comparison = gpu.compare(&a, &b).unwrap();
         assert!(!submitted.is_over());
-        gpu.read(comparison).unwrap();
+        gpu.cosine(comparison).unwrap();
         assert!(submitted.is_over());
         drop(both);
     });

@@ -49,8 +49,8 @@ pub trait Device: Send + Sync + 'static {
     /// A dense tensor in row-major order. A clone may share memory with its original, and behaves as if it did not.
     type Tensor: Clone + Send + Sync + 'static;
 
-    /// A number that is being worked out.
-    type Number: Send;
+    /// How alike two tensors are, which is being worked out.
+    type Comparison: Send;
 
     /// A tensor of `shape` holding `data` (as many values as the shape says).
     fn upload(&self, shape: &[usize], data: &[f32]) -> Result<Self::Tensor>;
@@ -65,11 +65,11 @@ pub trait Device: Send + Sync + 'static {
     fn same_shape(&self, a: &Self::Tensor, b: &Self::Tensor) -> bool;
 
     /// Begins to work out the cosine of the angle between two tensors of one shape, seen as vectors: 1 when both are all
-    /// zeros. It is not put off until it is [`read`](Self::read), and nothing waits for it.
-    fn cosine(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Number>;
+    /// zeros. It is not put off until the [`cosine`](Self::cosine) is wanted, and nothing waits for it.
+    fn compare(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Comparison>;
 
-    /// What a number has come to; waits for it where it is not there yet.
-    fn read(&self, number: Self::Number) -> Result<f32>;
+    /// The cosine that a comparison came to; waits for it where it is not there yet.
+    fn cosine(&self, comparison: Self::Comparison) -> Result<f32>;
 
     /// Noises clean latents `[f, C, h, w]`: `a·latents + b·noise`, with one noise map `[1, C, h, w]` for all frames or one for
     /// each `[f, C, h, w]`.

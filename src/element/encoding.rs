@@ -150,7 +150,7 @@ impl<'a, M: Model> Encoder<'a, M> {
             let texts = texts.collect::<Result<Vec<_>>>()?;
             let shares = parts.iter().map(|part| part.share);
             let shares: Vec<_> = shares.zip(texts.iter().map(|text| &**text)).collect();
-            let mixed = interpolation.mix(&shares);
+            let mixed = Text::mix(&shares, interpolation);
             mixed.ok_or_else(|| Error::setting("prompt", "is a mix of nothing"))
         })
     }

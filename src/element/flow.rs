@@ -132,7 +132,7 @@ impl StreamDiffusion {
     }
 
     /// Puts on the timeline what is finished, and waits until no more than `left` frames are under way. What ends a wait for
-    /// the worker does not end one for a GPU, which is no longer than a frame takes.
+    /// the worker does not end one for a GPU, which lasts until the frame and what was put there before it is done.
     fn collect(&self, left: usize) -> Result<(), gst::FlowError> {
         loop {
             let (first, many) = {

@@ -5,6 +5,7 @@ mod built;
 pub mod cache;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod mix;
 pub mod onnxruntime;
 pub mod shared;
 #[cfg(feature = "tensorrt")]

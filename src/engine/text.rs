@@ -161,7 +161,7 @@ pub struct Blend {
 
 impl Blend {
     /// The same part of another text, which must have it: one of the two that it lies between.
-    pub fn of<'a>(&self, text: &'a Text<HostTensor>) -> &'a HostTensor {
+    pub fn same_part_of<'a>(&self, text: &'a Text<HostTensor>) -> &'a HostTensor {
         // It is only made of parts that there are.
         text.part(self.part).unwrap_or(&text.embedding)
     }
@@ -178,7 +178,7 @@ impl Blend {
 
     /// Its dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
-        self.of(&self.between.from).shape()
+        self.same_part_of(&self.between.from).shape()
     }
 }
 
@@ -215,7 +215,7 @@ impl Numbers {
     pub fn tensor(&self) -> &HostTensor {
         match self {
             Self::Plain(tensor) => tensor,
-            Self::Blend(blend) => blend.of(blend.between.text()),
+            Self::Blend(blend) => blend.same_part_of(blend.between.text()),
         }
     }
 

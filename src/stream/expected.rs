@@ -17,7 +17,7 @@ pub struct Expected<D: Device> {
 /// How alike a group is to the one that had entered last.
 pub(super) struct Compared<D: Device> {
     pub(super) last: Arc<D::Tensor>,
-    pub(super) cosine: D::Number,
+    pub(super) comparison: D::Comparison,
 }
 
 impl<D: Device> Expected<D> {
@@ -59,7 +59,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             return Ok(None);
         }
         Ok(Some(Compared {
-            cosine: self.device.cosine(pictures, last)?,
+            comparison: self.device.compare(pictures, last)?,
             last: last.clone(),
         }))
     }
@@ -99,16 +99,16 @@ mod tests {
 
     impl Device for Noting {
         type Tensor = HostTensor;
-        type Number = f32;
+        type Comparison = f32;
 
-        fn cosine(&self, a: &HostTensor, b: &HostTensor) -> Result<f32> {
+        fn compare(&self, a: &HostTensor, b: &HostTensor) -> Result<f32> {
             self.note("compared");
-            Host.cosine(a, b)
+            Host.compare(a, b)
         }
 
-        fn read(&self, number: f32) -> Result<f32> {
+        fn cosine(&self, comparison: f32) -> Result<f32> {
             self.note("read");
-            Ok(number)
+            Ok(comparison)
         }
 
         fn upload(&self, shape: &[usize], data: &[f32]) -> Result<HostTensor> {

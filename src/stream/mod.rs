@@ -12,7 +12,6 @@ mod control;
 mod entry;
 mod expected;
 pub mod guidance;
-mod interpolation;
 mod morph;
 pub mod noise;
 pub mod schedule;
@@ -33,7 +32,6 @@ pub use contexts::{Conditioning, Contexts, Needs};
 pub use control::Counters;
 pub use expected::Expected;
 pub use guidance::{CfgType, Guidance};
-pub use interpolation::Interpolation;
 pub use morph::{Filler, Morph, Target};
 pub use schedule::Method;
 pub use settings::{Mode, Settings};
@@ -42,6 +40,8 @@ pub use slot::Shown;
 pub use story::{Happening, Listener, Stepped};
 pub use timing::{Stage, StageTimes};
 pub use variation::Variation;
+
+pub use crate::device::Interpolation;
 
 use crate::device::Device;
 use crate::engine::Model;
@@ -184,7 +184,7 @@ impl<D: Device, M: Model<Tensor = D::Tensor>, T> Stream<D, M, T> {
             self.filter.processed();
             return Ok(false);
         };
-        let cosine = self.device.read(compared.cosine)?;
+        let cosine = self.device.cosine(compared.comparison)?;
         self.similarity = Some(cosine);
         Ok(self.filter.skips(settings, cosine))
     }

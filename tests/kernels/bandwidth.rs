@@ -166,7 +166,12 @@ fn texts(gpu: &Gpu) {
         ("SDXL, four chunks", 308, 2048),
     ] {
         let len = tokens * width;
-        let ends: Vec<Memory> = (0..2).map(|_| Memory::of(&vec![0x30; 4 * len])).collect();
+        // Far from parallel, or there is no arc.
+        let end = |end: usize| -> Vec<u8> {
+            let numbers = (0..len).map(|i| (1.0 + 0.7 * (i * (end + 2)) as f32).sin());
+            numbers.flat_map(f32::to_ne_bytes).collect()
+        };
+        let ends: Vec<Memory> = (0..2).map(|i| Memory::of(&end(i))).collect();
         for (out, size) in [(Element::F16, 2), (Element::F32, 4)] {
             let to = Memory::new(size * len);
             for (how, spherical) in [("linear", 0), ("on the arc", 1)] {

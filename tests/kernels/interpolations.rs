@@ -135,7 +135,7 @@ fn interpolations_of_the_host_device(runner: &dyn Runner) {
     let mut random = Random::new(10);
     for element in [Element::F16, Element::F32] {
         let widths = [1, 2, 7, 8, 31, 64, 77, 200, 1024, 2056];
-        let texts: Vec<_> = (0..24)
+        let texts: Vec<_> = (0..40)
             .map(|i| {
                 let width = widths[i % widths.len()];
                 let len = width * (1 + random.below(5));
@@ -159,7 +159,7 @@ fn interpolations_of_the_host_device(runner: &dyn Runner) {
                 b,
                 width: *width,
                 share: 0.5 + 0.5 * *share as f32,
-                how: BOTH[i % 2],
+                how: BOTH[(i + i / 10) % 2],
             })
             .collect();
         let mut cases = Vec::new();

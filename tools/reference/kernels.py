@@ -314,15 +314,16 @@ def tensors():
     over, under, share = (x.astype(np.float64) for x in (over, under, shares[:, None]))
     out["blend_out"] = share * np.clip(over, -1, 1) + (1 - share) * under
 
-    # What lies between two texts of eight tokens: any two, short and long, nearly parallel, nearly opposite, and four pairs
-    # that have no arc: parallel, opposite, and one of them zero.
-    a = random.standard_normal((8, 21)).astype(np.float32)
-    b = random.standard_normal((8, 21)).astype(np.float32)
+    # What lies between two texts of nine tokens: any two, short and long, nearly parallel, nearly opposite, four pairs that
+    # have no arc (parallel, opposite, and one of them zero), and nearly opposite ones of different lengths.
+    a = random.standard_normal((9, 21)).astype(np.float32)
+    b = random.standard_normal((9, 21)).astype(np.float32)
     a[1] *= np.float32(50)
     b[2] = a[2] + np.float32(1e-3) * b[2]
     b[3] = np.float32(0.02) * b[3] - a[3]
     b[4], b[5] = 2 * a[4], -a[5] / 2
     a[6], b[7] = 0, 0
+    b[8] = np.float32(0.02) * b[8] - 3 * a[8]
     shares = np.array([0.25, 0.9], np.float32)
     out["interpolate_a"], out["interpolate_b"], out["interpolate_t"] = a, b, shares
     a, b = a.astype(np.float64), b.astype(np.float64)

@@ -45,8 +45,8 @@ pub(super) struct Shelf(Mutex<Vec<Block>>);
 impl Cuda {
     /// Begins to compare two f16 tensors of one length. What the calling thread noted down is put on the GPU before, for which
     /// what it submitted before is waited for.
-    pub(super) fn compare(&self, a: &CudaTensor, b: &CudaTensor) -> Result<Comparison> {
-        half_alike("cosine", &[a, b])?;
+    pub(super) fn begin_comparison(&self, a: &CudaTensor, b: &CudaTensor) -> Result<Comparison> {
+        half_alike("compare", &[a, b])?;
         let noted = !self.list().lock().is_empty();
         if noted {
             self.put()?;
@@ -82,6 +82,10 @@ impl Cuda {
             let put = put();
             // Also after an error, before the block goes.
             let recorded = block.copied.record(&gpu.stream).map_err(failed);
+            if recorded.is_err() {
+                // Nothing could be waited for later. Nobody captures the stream while it is ours.
+                let _ = twice(|| gpu.stream.synchronize());
+            }
             put.and(recorded)?;
         }
         Ok(Comparison {

@@ -580,7 +580,7 @@ fn repeats(what: &str, part: &CudaTensor, whole: &CudaTensor) -> Result<()> {
 
 impl Device for Cuda {
     type Tensor = CudaTensor;
-    type Number = Comparison;
+    type Comparison = Comparison;
 
     fn upload(&self, shape: &[usize], data: &[f32]) -> Result<CudaTensor> {
         self.upload_as(shape, data, Element::F16)
@@ -606,12 +606,12 @@ impl Device for Cuda {
         a.shape() == b.shape()
     }
 
-    fn cosine(&self, a: &CudaTensor, b: &CudaTensor) -> Result<Comparison> {
-        self.compare(a, b)
+    fn compare(&self, a: &CudaTensor, b: &CudaTensor) -> Result<Comparison> {
+        self.begin_comparison(a, b)
     }
 
-    fn read(&self, number: Comparison) -> Result<f32> {
-        number.cosine()
+    fn cosine(&self, comparison: Comparison) -> Result<f32> {
+        comparison.cosine()
     }
 
     fn add_noise(

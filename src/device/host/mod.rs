@@ -17,7 +17,7 @@ pub struct Host;
 
 impl Device for Host {
     type Tensor = HostTensor;
-    type Number = f32;
+    type Comparison = f32;
 
     fn upload(&self, shape: &[usize], data: &[f32]) -> Result<HostTensor> {
         Ok(HostTensor::new(shape, data.to_vec()))
@@ -51,7 +51,7 @@ impl Device for Host {
         a.shape() == b.shape()
     }
 
-    fn cosine(&self, a: &HostTensor, b: &HostTensor) -> Result<f32> {
+    fn compare(&self, a: &HostTensor, b: &HostTensor) -> Result<f32> {
         // f64 sums: a Full HD frame has 6 million terms, where f32 accumulation loses the digits the filter reads.
         let (mut ab, mut aa, mut bb) = (0f64, 0f64, 0f64);
         for (x, y) in a.data().chunks(1024).zip(b.data().chunks(1024)) {
@@ -74,8 +74,8 @@ impl Device for Host {
         Ok((ab / (aa * bb).sqrt().max(1e-12)) as f32)
     }
 
-    fn read(&self, number: f32) -> Result<f32> {
-        Ok(number)
+    fn cosine(&self, comparison: f32) -> Result<f32> {
+        Ok(comparison)
     }
 
     fn add_noise(

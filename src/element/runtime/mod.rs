@@ -86,8 +86,8 @@ impl Computing {
         }
     }
 
-    /// Waits until it is done; how long it took, if that is known, but for what was done when the picture came. No longer than a
-    /// frame takes, as nothing ends this wait.
+    /// Waits until it is done; how long it took, if that is known, but for what was done when the picture came. Nothing ends this
+    /// wait before the device is through with what it was given.
     pub fn wait(self) -> Result<Option<Duration>> {
         match self {
             Self::Done(took) => Ok(Some(took)),

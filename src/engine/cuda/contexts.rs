@@ -62,10 +62,21 @@ pub struct Contexts {
 /// The slow part, on the compute stream.
 struct Slow {
     bounds: Bounds<Filled>,
+    /// Why a run of it is no graph, if it is none.
+    eager: Option<String>,
     /// Of each of its inputs.
     roles: Vec<Role>,
     /// The shapes of outputs by those of inputs, which no graph tells: those that came out in main memory.
     shapes: Mutex<HashMap<Shapes, Shapes>>,
+}
+
+/// What came out of trying it.
+#[derive(Debug, Default, PartialEq)]
+struct Tried {
+    /// The types of what it gives.
+    types: Vec<Element>,
+    /// See [`Slow::eager`].
+    eager: Option<String>,
 }
 
 type Shape = Vec<usize>;
@@ -95,10 +106,8 @@ impl Contexts {
             Err(why) => (None, Some(why)),
         };
         let why = why.map(|why| format!("; they go through main memory: {why}"));
-        let why = why.or_else(|| {
-            let refused = slow.as_ref().and_then(|_| refusal(cuda));
-            refused.map(|refused| format!("; command by command: {refused}"))
-        });
+        let eager = slow.as_ref().and_then(|slow| slow.eager.as_ref());
+        let why = why.or_else(|| eager.map(|eager| format!("; command by command: {eager}")));
         Self {
             told: format!("{}{}", ahead.precomputed, why.unwrap_or_default()),
             cuda: cuda.clone(),
@@ -199,12 +208,16 @@ impl Slow {
         let Some((program, roles)) = ahead.program()? else {
             return Ok(None);
         };
-        let slow = Self::new(cuda, &program, roles);
+        let mut slow = Self::new(cuda, &program, roles);
         let rows = (ahead.made_up(folder)).ok_or("nothing is known to try it with")?;
         let row = |value: &Valued| -> Result<_> { Ok((slow.given(value)?, ahead.compute(value)?)) };
         let rows = rows.iter().map(|value| row(value));
         let rows: Vec<_> = rows.collect::<Result<_>>().map_err(|e| e.to_string())?;
-        let outputs = slow.try_out(cuda, &rows)?;
+        let outputs;
+        Tried {
+            types: outputs,
+            eager: slow.eager,
+        } = slow.try_out(cuda, &rows)?;
         for (feed, to) in ahead.feeds.iter().zip(elements) {
             if let Source::Computed(output) = feed.source
                 && !outputs
@@ -222,31 +235,43 @@ impl Slow {
     fn new(cuda: &Cuda, program: &Arc<dyn Program>, roles: &[Role]) -> Self {
         Self {
             bounds: Bounds::new(cuda, program),
+            eager: None,
             roles: roles.to_vec(),
             shapes: Mutex::default(),
         }
     }
 
-    /// The types of what it gives. An error unless that is, for rows by turns, what it gives for them in main memory, as often as
-    /// it takes for it to become a graph. Of each row there is what goes in and what comes out.
+    /// An error unless it gives, for rows by turns, what it gives for them in main memory, as often as it takes for it to become
+    /// a graph. Of each row there is what goes in and what comes out.
     fn try_out(
         &self,
         cuda: &Cuda,
         rows: &[(Vec<Numbers>, Vec<HostTensor>)],
-    ) -> std::result::Result<Vec<Element>, String> {
+    ) -> std::result::Result<Tried, String> {
         let said = |e: Error| e.to_string();
-        let (mut types, ends) = (Vec::new(), Ends::default());
+        let (mut tried, ends) = (Tried::default(), Ends::default());
+        // Of those lists that this one is among.
+        let launches = || {
+            cuda.ahead(|| Ok((cuda.launches(), cuda.refusal())))
+                .map_err(said)
+        };
         for (given, computed) in rows {
             self.learn(given, computed);
         }
         for (trial, (given, expected)) in rows.iter().cycle().take(TRIALS).enumerate() {
+            let (before, _) = launches()?;
             // Done at once, so that errors are its own.
             let found = cuda.ahead(|| self.run(cuda, &ends, given)).map_err(said)?;
             let found = found.ok_or("the shapes of what it gives are not known")?;
             if trial + rows.len() < TRIALS {
                 continue;
             }
-            types = found.iter().map(CudaTensor::element).collect();
+            let (after, refusal) = launches()?;
+            tried = Tried {
+                types: found.iter().map(CudaTensor::element).collect(),
+                eager: (after.graphs == before.graphs)
+                    .then(|| refusal.unwrap_or("it cannot be captured, or is not to be".into())),
+            };
             for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                 let found = cuda.ahead(|| cuda.download(found)).map_err(said)?;
                 if !close(expected, &found) {
@@ -254,7 +279,7 @@ impl Slow {
                 }
             }
         }
-        Ok(types)
+        Ok(tried)
     }
 
     /// What it is given, in the order of its inputs.
@@ -307,11 +332,6 @@ impl Slow {
     }
 }
 
-/// Why what the calling thread has done ahead is not one graph, where that was tried.
-fn refusal(cuda: &Cuda) -> Option<String> {
-    cuda.ahead(|| Ok(cuda.refusal())).ok().flatten()
-}
-
 fn shapes(numbers: &[Numbers]) -> Shapes {
     numbers.iter().map(|t| t.shape().to_vec()).collect()
 }
@@ -339,7 +359,9 @@ mod tests {
         Idle,
         Unbindable,
         Failing,
-        /// It cannot be captured.
+        /// It is not to be captured.
+        Uncapturable,
+        /// Nor can this one, which does not know.
         Uncaptured,
     }
 
@@ -424,7 +446,7 @@ mod tests {
         }
 
         fn capturable(&self) -> bool {
-            self.runs.load(Ordering::Relaxed) > 0
+            self.kind != Kind::Uncapturable && self.runs.load(Ordering::Relaxed) > 0
         }
     }
 
@@ -453,12 +475,15 @@ mod tests {
                 let slow = Slow::new(&cuda, &program, &[Role::Text, Role::Timestep]);
                 slow.try_out(&cuda, &[row(1.0), row(20.0)])
             };
-            assert_eq!(tried(Kind::Right), Ok(vec![Element::F32; 2]));
+            let right = Tried {
+                types: vec![Element::F32; 2],
+                eager: None,
+            };
+            assert_eq!(tried(Kind::Right).as_ref(), Ok(&right));
             let graphs = cuda.ahead(|| Ok(cuda.launches().graphs)).unwrap();
             assert!(graphs > 2, "{graphs} graphs");
             // Those of frames are counted by themselves.
             assert_eq!(cuda.launches(), Launches::default());
-            assert_eq!(refusal(&cuda), None);
             for (kind, reason) in [
                 (Kind::Stale, "number 1 came out wrong"),
                 (Kind::Idle, "number 0 came out wrong"),
@@ -468,10 +493,18 @@ mod tests {
                 let why = tried(kind).unwrap_err();
                 assert!(why.contains(reason), "{why}");
             }
-            // It is right nevertheless, and tells.
-            assert_eq!(tried(Kind::Uncaptured), Ok(vec![Element::F32; 2]));
-            let why = refusal(&cuda).unwrap();
-            assert!(why.contains("asks for memory"), "{why}");
+            // These are right nevertheless, and tell.
+            for (kind, reason) in [
+                (Kind::Uncapturable, "cannot be captured"),
+                (Kind::Uncaptured, "asks for memory"),
+            ] {
+                let tried = tried(kind).unwrap();
+                assert_eq!(tried.types, right.types);
+                let why = tried.eager.unwrap();
+                assert!(why.contains(reason), "{why}");
+            }
+            // Which says nothing of another one.
+            assert_eq!(tried(Kind::Right), Ok(right));
         });
     }
 

@@ -62,7 +62,7 @@ impl Ends {
         if let Some(tensor) = known {
             return Ok(tensor);
         }
-        let values = blend.of(text);
+        let values = blend.same_part_of(text);
         let tensor = cuda.upload_as(values.shape(), values.data(), Element::F32)?;
         let end = End {
             text: Arc::downgrade(text),

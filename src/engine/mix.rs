@@ -1,13 +1,12 @@
 //! Mixes of several texts.
 
-use crate::device::HostTensor;
-pub use crate::device::Interpolation;
-use crate::engine::Text;
+use super::Text;
+use crate::device::{HostTensor, Interpolation};
 
-impl Interpolation {
+impl Text<HostTensor> {
     /// The mix of `parts`, texts of one shape with their shares, which add up to 1; `None` of none. The arc of more than two
     /// is gone along one after the other: each text takes its share of what came before it.
-    pub fn mix(self, parts: &[(f64, &Text<HostTensor>)]) -> Option<Text<HostTensor>> {
+    pub fn mix(parts: &[(f64, &Self)], how: Interpolation) -> Option<Self> {
         let ((first, text), others) = parts.split_first()?;
         let mut mixed = (*text).clone();
         let mut sum = *first;
@@ -15,7 +14,7 @@ impl Interpolation {
             sum += share;
             // Shares that are next to nothing may add up to nothing.
             if sum > 0.0 {
-                mixed = Text::between(&mixed, text, share / sum, self);
+                mixed = Self::between(&mixed, text, share / sum, how);
             }
         }
         Some(mixed)
@@ -76,15 +75,15 @@ mod tests {
         ];
         for (interpolation, shares, embedding, pooled) in cases {
             let parts: Vec<_> = shares.iter().copied().zip(&texts).collect();
-            let mixed = interpolation.mix(&parts).unwrap();
+            let mixed = Text::mix(&parts, interpolation).unwrap();
             let what = format!("{interpolation:?} {shares:?}: {mixed:?}");
             assert!(close(mixed.embedding.data(), &embedding), "{what}");
             assert!(close(mixed.pooled.unwrap().data(), &pooled), "{what}");
         }
-        assert!(Linear.mix(&[]).is_none());
+        assert!(Text::mix(&[], Linear).is_none());
         // A share of nothing is nothing.
         let parts = [(0.0, &texts[0]), (0.0, &texts[1]), (1.0, &texts[2])];
-        let mixed = Spherical.mix(&parts).unwrap();
+        let mixed = Text::mix(&parts, Spherical).unwrap();
         assert_eq!(mixed.embedding, texts[2].embedding);
     }
 
