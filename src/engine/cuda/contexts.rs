@@ -213,14 +213,11 @@ impl Slow {
         let row = |value: &Valued| -> Result<_> { Ok((slow.given(value)?, ahead.compute(value)?)) };
         let rows = rows.iter().map(|value| row(value));
         let rows: Vec<_> = rows.collect::<Result<_>>().map_err(|e| e.to_string())?;
-        let outputs;
-        Tried {
-            types: outputs,
-            eager: slow.eager,
-        } = slow.try_out(cuda, &rows)?;
+        let Tried { types, eager } = slow.try_out(cuda, &rows)?;
+        slow.eager = eager;
         for (feed, to) in ahead.feeds.iter().zip(elements) {
             if let Source::Computed(output) = feed.source
-                && !outputs
+                && !types
                     .get(output)
                     .is_some_and(|from| Cuda::copies(*from, *to))
             {
