@@ -65,13 +65,15 @@ fn hold(pipe: &Path) -> File {
     }
 }
 
-/// A library that is no ONNX Runtime, but says so only after `pipe` is closed.
+/// A library that is no ONNX Runtime, but says so only after `pipe` is closed. It closes it too: who is left with it open would
+/// be taken for one that opens it next.
 fn slow_library(folder: &Folder, pipe: &Path) -> PathBuf {
     let source = folder.file("slow.c");
     let code = format!(
         "int open(const char *, int, ...);
          long read(int, void *, unsigned long);
-         void *OrtGetApiBase(void) {{ char c; read(open({pipe:?}, 0), &c, 1); return 0; }}"
+         int close(int);
+         void *OrtGetApiBase(void) {{ int pipe = open({pipe:?}, 0); char c; read(pipe, &c, 1); close(pipe); return 0; }}"
     );
     fs::write(&source, code).unwrap();
     let library = folder.file("libonnxruntime.so");
