@@ -23,7 +23,27 @@ struct Way<'a> {
     how: Interpolation,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    /// Between the texts of `tools/reference/kernels.py`, in tokens of 21 numbers.
+    fn of_numpy([a, b]: [&'a [f32]; 2], share: f32, how: Interpolation) -> Self {
+        Self {
+            a,
+            b,
+            width: 21,
+            share,
+            how,
+        }
+    }
+
+    /// A launch of it alone, with a block for each vector but one, and the buffer that it writes to.
+    fn alone(&self, element: Element) -> (Case, usize) {
+        let mut case = Case::default();
+        let (row, written) = self.row(&mut case, element, [0; 3]);
+        let vectors = self.a.len() / self.width;
+        case.launch(Kernel::interpolate(element), &[row], vectors - 1);
+        (case, written)
+    }
+
     /// A row that goes it, and the buffer that it writes to; `skews` are those of a, b and the output, in elements.
     fn row(&self, case: &mut Case, element: Element, skews: [usize; 3]) -> (InterpolateRow, usize) {
         let size = if element == Element::F16 { 2 } else { 4 };
@@ -109,17 +129,8 @@ fn interpolations_of_numpy(runner: &dyn Runner) {
         let arcs = out[i * a.len()..(i + 1) * a.len()].to_vec();
         for (how, right) in BOTH.into_iter().zip([straight(share), arcs]) {
             for element in [Element::F16, Element::F32] {
-                let (a, b) = (&a[..], &b[..]);
-                let way = Way {
-                    a,
-                    b,
-                    width: 21,
-                    share,
-                    how,
-                };
-                let mut case = Case::default();
-                let (row, written) = way.row(&mut case, element, [0; 3]);
-                case.launch(Kernel::interpolate(element), &[row], 8);
+                let way = Way::of_numpy([&a, &b], share, how);
+                let (case, written) = way.alone(element);
                 cases.push(case);
                 expected.push((way, element, written, right.clone()));
             }
@@ -201,17 +212,8 @@ fn interpolations_begin_and_end_with_the_texts(runner: &dyn Runner) {
     for (share, end) in [(0.0, &a), (1.0, &b)] {
         for how in BOTH {
             for element in [Element::F16, Element::F32] {
-                let (a, b) = (&a[..], &b[..]);
-                let way = Way {
-                    a,
-                    b,
-                    width: 21,
-                    share,
-                    how,
-                };
-                let mut case = Case::default();
-                let (row, written) = way.row(&mut case, element, [0; 3]);
-                case.launch(Kernel::interpolate(element), &[row], 8);
+                let way = Way::of_numpy([&a, &b], share, how);
+                let (case, written) = way.alone(element);
                 cases.push(case);
                 expected.push((element, written, end));
             }
